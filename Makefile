@@ -1,0 +1,64 @@
+# Needs Python 3.11 or newer and make; everything else goes into .venv.
+#   make demo PYTHON=python3.13     another Python
+#   make setup TORCH=cpu            PyTorch without CUDA: 0.2 instead of 3 GB (first time only)
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+TORCH ?= default
+RECORDING ?=
+
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/
+UV := $(RUN)uv
+CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check integration gpu bench up replay
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## install everything into .venv (PyTorch brings about 3 GB of CUDA libraries; TORCH=cpu leaves them out)
+
+demo: $(READY)  ## the main job on this machine: embedded Kafka and Redis, a replay, alerts as they open
+	@$(RUN)tidewatch demo
+
+test: $(READY)  ## every test, with a real Kafka and Redis (given by environment variable, else embedded)
+	@$(RUN)python -m pytest
+
+check: $(READY)  ## format, lint, types, quick tests; under a minute
+	@$(RUN)ruff format --check .
+	@$(RUN)ruff check .
+	@$(RUN)mypy
+	@$(RUN)python -m pytest -q -m "not integration and not slow and not gpu"
+
+integration: $(READY)  ## the tests that need a real Kafka or Redis
+	@$(RUN)python -m pytest -m "integration and not gpu"
+
+gpu: $(READY)  ## the tests that need a CUDA device
+	@$(RUN)python -m pytest -m gpu
+
+bench: $(READY)  ## what this machine can do: engine, network, whole path
+	@$(RUN)tidewatch bench --quick --json runs/bench.json
+
+up: $(READY)  ## a real Kafka and Redis on this machine until Ctrl-C
+	@$(RUN)tidewatch servers
+
+replay: $(READY)  ## replay a recording through the engine: make replay RECORDING=FILE
+	@test -n "$(RECORDING)" || { echo "which recording? make replay RECORDING=FILE"; exit 2; }
+	@$(RUN)tidewatch replay "$(RECORDING)" --to engine
+
+# uv installs PyTorch about three times as fast as pip; where it cannot be had, pip does the same.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=..."; exit 2; }
+	@test -x $(RUN)python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
+	@echo "installing into $(VENV) (once; some minutes, most of it PyTorch)"
+	@$(RUN)python -m pip install --quiet --disable-pip-version-check uv || echo "no uv; going on with pip"
+	@$(if $(filter cpu,$(TORCH)),$(call INSTALL,$(CPU_INDEX),--index-strategy unsafe-best-match),$(call INSTALL,,))
+	@touch $@
+
+define INSTALL
+$(UV) pip install --quiet --python $(RUN)python $(1) $(2) -c constraints.txt -e '.[dev]' \
+	|| $(RUN)python -m pip install --disable-pip-version-check $(1) -c constraints.txt -e '.[dev]'
+endef

@@ -1,0 +1,517 @@
+"""Evidence that an observation is unusual, made of a stream's own past (recipe.md, steps 4, 6 to 8, and "per entity").
+
+Each chain has the same two verbs, in this order: ``look`` at x with statistics from before it, ``learn`` from it after the
+decision. Evidence that has no value on an observation (missing, no forecast yet) has weight 0.
+
+References
+----------
+Records and gate, activity, residual combination: measured in recipe.md, not taken from a paper. Surprise: the two-sided
+tail probability of the one-step mixture (probability integral transform, Dawid 1984). T^2: H. Hotelling,
+"Multivariate quality control" (1947), with mean and covariance of a reference period.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.features import CLIP_FROM, Moves, Sighting, arcsinh, clipped_deviation, fold_moments
+from models.pretrained import PooledTails
+from models.tail import WARM_UP, QuantileTail, RateTail
+
+SIGNALS = ("none", "level", "activity", "jump", "values", "residuals")
+NONE, LEVEL, ACTIVITY, JUMP, VALUES, RESIDUALS = range(6)
+
+ABSENT = 1e30
+SURPRISE_RANGE = (1e-3, 15.0)
+RECORD_CAP = 5.0
+RECORD_DECAY = math.exp(-1.0 / 16000.0)
+SKILL = 0.4
+GATE_FULL = 6.0
+SCALE_CAP = 9.0
+ACTIVITY_WINDOW, USUAL_WINDOW = 20.0, 2000.0
+ACTIVITY_CAP = 1e12
+PLAIN_AVERAGE = 100.0
+SLOW_WINDOW = 20000.0
+TOP = 5
+RESIDUAL_CAP = 50.0
+RANGE_SHARE = 0.01
+LEVEL_TERM = 0.5
+LEAST_LEVEL_SQUARE = 0.01
+GATHERED = 400.0
+RIDGE = 0.01
+
+
+@dataclass(slots=True)
+class Levels:
+    """Level statistics of R features, in the order of the row."""
+
+    level_20: Tensor
+    level_300: Tensor
+    low: Tensor
+    high: Tensor
+    low_20: Tensor
+    high_20: Tensor
+    above_300: Tensor
+    below_300: Tensor
+    surprise: Tensor
+    surprise_record: Tensor
+    gate_scale: Tensor
+
+
+@dataclass(slots=True)
+class SeasonLevels:
+    """Statistics of the seasonal residual sr, in the order of the row."""
+
+    level_1500: Tensor
+    variance_1500: Tensor
+    residual_variance: Tensor
+    residual_5: Tensor
+    above_season: Tensor
+    below_season: Tensor
+    above_season_5: Tensor
+    below_season_5: Tensor
+
+
+@dataclass(slots=True)
+class Activity:
+    """Recent (numerator) and usual (s_A) mean square of the four-step residual."""
+
+    recent: Tensor
+    usual: Tensor
+
+
+@dataclass(slots=True)
+class Residual:
+    """What the entity residual needs of a feature, in the order of the row."""
+
+    variance: Tensor
+    low: Tensor
+    high: Tensor
+    slow_mean: Tensor
+    slow_variance: Tensor
+    level_square: Tensor
+
+
+@dataclass(slots=True)
+class Observed:
+    """One observation of R features against the statistics before it.
+
+    Attributes
+    ----------
+    mean, sigma, floor, count
+        m, sigma, f and n before x.
+    mixture
+        ``(9, R)`` one-step mixture of the previous observation; all zeros where there is none.
+    forecast_4, forecast_8
+        Forecasts of this observation made 4 and 8 observations earlier, in raw units.
+    has_4, has_8
+        1 where those exist and x is valid, else 0.
+    established
+        1 where x is valid and at least 20 valid observations came before.
+    absent
+        0 where maxima and ranges gather x (from the 20th valid observation), else a number beyond all values.
+    """
+
+    sight: Sighting
+    moves: Moves
+    mean: Tensor
+    sigma: Tensor
+    floor: Tensor
+    count: Tensor
+    mixture: Tensor
+    forecast_4: Tensor
+    forecast_8: Tensor
+    has_4: Tensor
+    has_8: Tensor
+    established: Tensor
+    absent: Tensor
+
+
+def observed(
+    sight: Sighting,
+    moves: Moves,
+    scale: tuple[Tensor, Tensor, Tensor],
+    count: Tensor,
+    mixture: Tensor,
+    forecasts: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> Observed:
+    """Put an observation together; ``scale`` is (m, sigma, f), ``forecasts`` the two forecasts and their existence."""
+    weight = moves.weight
+    established = weight * (count >= CLIP_FROM)
+    absent = (weight * (count >= CLIP_FROM - 1)).neg_().add_(1.0).mul_(ABSENT)
+    forecast_4, forecast_8, has_4, has_8 = forecasts
+    return Observed(
+        sight, moves, *scale, count, mixture, forecast_4, forecast_8, has_4 * weight, has_8 * weight, established, absent
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvidence:
+    """The strongest evidence of N streams: nats ``(N,)``, how many were compared, which signal, which feature (-1: none).
+
+    ``feature_nats`` is ``(N, F)``: what each feature had (single) or contributed (entity kinds).
+    """
+
+    nats: Tensor
+    compared: Tensor
+    signal: Tensor
+    feature: Tensor
+    feature_nats: Tensor
+
+
+def mixture_tails(u: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor]:
+    """F and 1 - F of a ``(9, R)`` mixture of logistics at u ``(R,)``, both without cancellation."""
+    standard = (u - mixture[3:6]).mul_(mixture[6:9])
+    weights = mixture[0:3]
+    return (torch.sigmoid(standard) * weights).sum(0), (torch.sigmoid(-standard) * weights).sum(0)
+
+
+def surprise(o: Observed) -> Tensor:
+    """-ln(2 min(F, 1 - F)) of x under the one-step mixture, within [1e-3, 15]."""
+    lower, upper = mixture_tails(arcsinh((o.sight.x - o.mean) / o.sigma), o.mixture)
+    return torch.minimum(lower, upper).mul_(2.0).log_().neg_().clamp_(*SURPRISE_RANGE)
+
+
+def own_rate(weight: Tensor, count: Tensor, behind: float, window: float) -> Tensor:
+    """Rate of ``ew(., window)`` for a quantity whose counter lies ``behind`` that of valid observations."""
+    return torch.maximum(weight * (1.0 / window), weight / (count - (behind - 1.0)).clamp_min_(1.0))
+
+
+def range_ratio(x: Tensor, low: Tensor, high: Tensor, floor: Tensor) -> Tensor:
+    """exp of a value range's record: 1 + 2 max(x - mx, mn - x) / (mx - mn + f)."""
+    beyond = torch.maximum(x - high, low - x)
+    return (beyond * 2.0).div_(high - low + floor).add_(1.0)
+
+
+def two_sided_ratio(e: Tensor, above: Tensor, below: Tensor, floor: Tensor) -> Tensor:
+    """exp of the record of a signal up or down: (|e| + f) / (M + f), M the maximum on the side of e."""
+    return e.abs().add_(floor).div_(torch.where(e > 0, above, below).add_(floor))
+
+
+def extend_range(low: Tensor, high: Tensor, x: Tensor, absent: Tensor) -> None:
+    """Gather x in a range."""
+    torch.minimum(low, x + absent, out=low)
+    torch.maximum(high, x - absent, out=high)
+
+
+def extend_two_sided(above: Tensor, below: Tensor, e: Tensor, absent: Tensor) -> None:
+    """Gather a signal up and down in its maxima."""
+    torch.maximum(above, e - absent, out=above)
+    torch.maximum(below, -e - absent, out=below)
+
+
+@dataclass(slots=True)
+class Single:
+    """What ``SingleChain.look`` saw: level evidence S, activity A, gate g, and the residuals they came from."""
+
+    level: Tensor
+    raw_level: Tensor
+    activity: Tensor
+    gate: Tensor
+    record: Tensor
+    skilled: Tensor | None
+    surprise: Tensor
+    error_300: Tensor
+    error_1500: Tensor | None
+    error_4: Tensor
+    error_8: Tensor
+    level_nats: Tensor
+    activity_nats: Tensor
+
+
+@dataclass(slots=True)
+class SingleChain:
+    """Level evidence S and activity A of features watched independently.
+
+    ``quiet`` ``(10, R)`` holds S of the last ten observations in any order; ``position`` is the oldest.
+    """
+
+    levels: Levels
+    season: SeasonLevels | None
+    activity: Activity
+    level_tail: RateTail
+    activity_tail: QuantileTail
+    quiet: Tensor
+    pooled: PooledTails
+    record_weight_p: float
+
+    def look(self, o: Observed) -> Single:
+        """Evidence of x; ew(x, 20), ew(sr, 5), P and the numerator of A move here because they include x."""
+        levels, x, floor = self.levels, o.sight.x, o.floor
+        surprised = surprise(o)
+        levels.surprise.lerp_(surprised, own_rate(o.moves.weight * (o.mixture[6] > 0), o.count, 1.0, 5.0))
+        levels.level_20.lerp_(x, o.moves.rate(20.0))
+        error_300 = x - levels.level_300
+        ratio = two_sided_ratio(error_300, levels.above_300, levels.below_300, floor)
+        skilled, error_1500 = None, None
+        if self.season is not None:
+            error_1500 = x - self.season.level_1500
+            seasonal, skilled = self._season_ratio(self.season, o)
+            ratio = torch.maximum(ratio, seasonal)
+        ratio = ratio.clamp_max_(math.exp(RECORD_CAP))
+        ratio = torch.maximum(ratio, range_ratio(x, levels.low, levels.high, floor))
+        ratio = torch.maximum(ratio, range_ratio(levels.level_20, levels.low_20, levels.high_20, floor))
+        record = ratio.clamp_min_(1.0).log_()
+        if self.record_weight_p > 0:
+            # P is a pure number with a floor of its own: its record has no use for the feature's floor f.
+            grown = levels.surprise / levels.surprise_record.clamp_min(SURPRISE_RANGE[0])
+            record = torch.maximum(record, grown.log_().clamp_(0.0, RECORD_CAP).mul_(self.record_weight_p))
+        record.mul_(o.established)
+
+        error_8 = (x - o.forecast_8).abs_()
+        gate = torch.where(o.has_8 > 0, error_8 / (levels.gate_scale + floor), 1.0)
+        raw = (gate * (1.0 / GATE_FULL)).clamp_max_(1.0).mul_(record)
+        level = raw * (raw > self.quiet.amax(0))
+
+        error_4 = x - o.forecast_4
+        square = error_4 * error_4
+        self.activity.recent.lerp_(square, own_rate(o.has_4, o.count, 4.0, ACTIVITY_WINDOW))
+        usual = torch.addcmul(self.activity.usual, floor, floor)
+        active = (self.activity.recent / usual).clamp_max_(ACTIVITY_CAP).sqrt_()
+        level_nats = self.level_tail.nats(level, o.count, self.pooled.level)
+        activity_nats = self.activity_tail.nats(active, o.count, self.pooled.activity)
+        return Single(
+            level, raw, active, gate, record, skilled, surprised, error_300, error_1500, error_4, error_8,
+            level_nats, activity_nats,
+        )  # fmt: skip
+
+    def strongest(self, o: Observed, seen: Single, features: int) -> StreamEvidence:
+        """The strongest of S and A over the features that have left their own warm-up."""
+        eligible = o.moves.weight * (o.count >= WARM_UP)
+        active = o.has_4 * eligible
+        level_nats, activity_nats = seen.level_nats * eligible, seen.activity_nats * active
+        nats = torch.maximum(level_nats, activity_nats).view(-1, features)
+        best, winner = nats.max(1)
+        is_activity = (activity_nats > level_nats).view(-1, features).gather(1, winner.unsqueeze(1)).squeeze(1)
+        found = best > 0
+        return StreamEvidence(
+            best,
+            (eligible + active).view(-1, features).sum(1),
+            torch.where(found, is_activity + LEVEL, NONE).to(torch.uint8),
+            torch.where(found, winner, -1).to(torch.int16),
+            nats,
+        )
+
+    def learn(self, o: Observed, seen: Single, position: int) -> None:
+        """Move maxima, ranges, scales and tails by x; ``position`` is the slot of the oldest S in the ring."""
+        levels, x, absent = self.levels, o.sight.x, o.absent
+        extend_range(levels.low, levels.high, x, absent)
+        extend_range(levels.low_20, levels.high_20, levels.level_20, absent)
+        extend_two_sided(levels.above_300, levels.below_300, seen.error_300, absent)
+        levels.level_300.lerp_(x, o.moves.rate(300.0))
+        levels.surprise_record.mul_(1.0 - (1.0 - RECORD_DECAY) * o.moves.weight)
+        torch.maximum(levels.surprise_record, levels.surprise - absent, out=levels.surprise_record)
+        if self.season is not None and seen.error_1500 is not None:
+            self._learn_season(self.season, o, seen.error_1500)
+        levels.gate_scale.lerp_(seen.error_8, own_rate(o.has_8, o.count, 8.0, 500.0))
+        fold_capped(self.activity.usual, seen.error_4, o.floor, o.has_4, o.count - 4.0)
+        self.level_tail.fold(seen.level, o.count, o.established)
+        self.activity_tail.fold(seen.activity, o.count, o.established * o.has_4)
+        torch.mul(seen.raw_level, o.moves.weight, out=self.quiet[position])
+
+    @staticmethod
+    def _season_ratio(season: SeasonLevels, o: Observed) -> tuple[Tensor, Tensor]:
+        """Ratios of sr and ew(sr, 5), 0 where the seasonal memory has no skill; and where it has."""
+        residual = o.sight.residual
+        season.residual_5.lerp_(residual, o.moves.rate(5.0))
+        explained = season.residual_variance < (1.0 - SKILL) * season.variance_1500
+        skilled = explained & (season.variance_1500 > o.floor * o.floor)
+        now = two_sided_ratio(residual, season.above_season, season.below_season, o.floor)
+        mean = two_sided_ratio(season.residual_5, season.above_season_5, season.below_season_5, o.floor)
+        return torch.maximum(now, mean).mul_(skilled), skilled
+
+    @staticmethod
+    def _learn_season(season: SeasonLevels, o: Observed, error_1500: Tensor) -> None:
+        residual, rate = o.sight.residual, o.moves.rate(1500.0)
+        extend_two_sided(season.above_season, season.below_season, residual, o.absent)
+        extend_two_sided(season.above_season_5, season.below_season_5, season.residual_5, o.absent)
+        season.residual_variance.lerp_(residual * residual, rate)
+        season.variance_1500.lerp_(error_1500 * error_1500, rate)
+        season.level_1500.addcmul_(rate, error_1500)
+
+
+def fold_capped(variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, own_count: Tensor) -> None:
+    """Move a slow mean square, capped at 9 times itself: plain averaging for its first 100 values, then rate 1/2000.
+
+    ``own_count`` is how many values it has seen; a value of weight 0 moves nothing.
+    """
+    square = error * error
+    capped = torch.minimum(square, torch.addcmul(variance, floor, floor).mul_(SCALE_CAP))
+    plain = own_count < PLAIN_AVERAGE
+    rate = torch.where(plain, torch.reciprocal(own_count.clamp_min(0.0).add_(1.0)), 1.0 / USUAL_WINDOW)
+    variance.lerp_(torch.where(plain, square, capped), rate * weight)
+
+
+@dataclass(slots=True)
+class Jump:
+    """What ``JumpChain.look`` saw: s ``(N,)`` and whether it exists, contributions ``(N, F)``, and per-feature parts."""
+
+    s: Tensor
+    exists: Tensor
+    contributions: Tensor
+    forecast: Tensor
+    error: Tensor
+    scale_floor: Tensor
+    has_forecast: Tensor
+    deviation: Tensor
+    level: Tensor
+    nats: Tensor
+
+
+@dataclass(slots=True)
+class JumpChain:
+    """The entity residual s: the five largest one-step residuals, and half the five largest departures from the level."""
+
+    residual: Residual
+    smooth: Tensor
+    tail: QuantileTail
+    pooled: PooledTails
+
+    def look(self, o: Observed, age: Tensor) -> Jump:
+        """s of N streams; ``age`` ``(N,)`` is the stream's number of valid observations."""
+        state, x, streams = self.residual, o.sight.x, age.shape[0]
+        forecast = one_step_forecast(o.mixture, o.mean, o.sigma)
+        has_forecast = o.moves.weight * (o.mixture[6] > 0)
+        error = x - forecast
+        scale_floor = (state.high - state.low).clamp_min_(0.0).mul_(RANGE_SHARE).add_(1e-8)
+        z = error / torch.addcmul(state.variance, scale_floor, scale_floor).sqrt_()
+        sigma_slow = state.slow_variance.sqrt().add_(o.floor)
+        deviation = x - state.slow_mean
+        level = arcsinh(deviation / sigma_slow)
+        departure = level.abs() / state.level_square.clamp_min(LEAST_LEVEL_SQUARE).sqrt_()
+
+        usable = (o.established * has_forecast).view(streams, -1)
+        z_part = mean_of_largest(z.abs().view(streams, -1), usable)
+        level_part = mean_of_largest(departure.view(streams, -1), usable).mul_(LEVEL_TERM)
+        contributions = z_part.add_(level_part)
+        s = contributions.sum(1)
+        nats = self.tail.nats(s, age, self.pooled.entity)
+        return Jump(
+            s, usable.amax(1), contributions, forecast, error, scale_floor, has_forecast, deviation, level, nats
+        )
+
+    def learn(self, o: Observed, seen: Jump, age: Tensor) -> None:
+        """Move the residual scale, the range, the slow level and the tail by x."""
+        state = self.residual
+        fold_capped(state.variance, seen.error, seen.scale_floor, seen.has_forecast, o.count - 1.0)
+        clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
+        absent = torch.where(o.moves.valid, 0.0, ABSENT)
+        shrink = (1.0 - RECORD_DECAY) * o.moves.weight * (state.high >= state.low)
+        state.low.lerp_(o.mean, shrink)
+        state.high.lerp_(o.mean, shrink)
+        extend_range(state.low, state.high, clipped, absent)
+        rate = o.moves.rate(SLOW_WINDOW)
+        sigma_slow = state.slow_variance.sqrt().add_(o.floor)
+        reach = torch.where(o.count >= CLIP_FROM, sigma_slow * 10.0, ABSENT)
+        fold_moments(state.slow_mean, state.slow_variance, torch.clamp(seen.deviation, -reach, reach), rate)
+        state.level_square.lerp_(seen.level * seen.level, rate)
+        self.tail.fold(seen.s, age, seen.exists)
+        self.smooth.lerp_(seen.s, own_rate(seen.exists, age, float(CLIP_FROM), 10.0))
+
+
+def one_step_forecast(mixture: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+    """x_1 = m + sigma sinh(sum of weight x location), in raw units."""
+    centre = (mixture[0:3] * mixture[3:6]).sum(0)
+    return torch.addcmul(mean, sigma, torch.sinh(centre).clamp_(-RESIDUAL_CAP, RESIDUAL_CAP))
+
+
+def mean_of_largest(size: Tensor, usable: Tensor) -> Tensor:
+    """Contributions ``(N, F)`` whose sum is the mean of the (up to) five largest usable sizes, each at most 50."""
+    size = size.clamp_max(RESIDUAL_CAP) * usable
+    among = usable.sum(1, keepdim=True).clamp_(1.0, float(TOP))
+    if size.shape[1] > TOP:
+        largest, where = size.topk(TOP, 1)
+        size = torch.zeros_like(size).scatter_(1, where, largest)
+    return size / among
+
+
+@dataclass(slots=True)
+class Distance:
+    """State of one T^2: ``gathered`` and ``smooth`` ``(N,)``, ``mean`` ``(F, N)``, ``factor`` ``(F (F + 1) / 2, N)``."""
+
+    gathered: Tensor
+    mean: Tensor
+    factor: Tensor
+    smooth: Tensor
+
+
+@dataclass(slots=True)
+class Apart:
+    """What ``DistanceChain.look`` saw: T^2 / F, what counts as evidence of it, whether it exists, nats; ``(N,)``."""
+
+    raw: Tensor
+    s: Tensor
+    exists: Tensor
+    nats: Tensor
+    parts: Tensor
+
+
+@dataclass(slots=True)
+class DistanceChain:
+    """Mahalanobis distance of F-vectors from the first 400 complete ones.
+
+    While gathering, ``factor`` is the packed lower triangle of the running covariance; at 400 it becomes the inverse of
+    its Cholesky factor, and stays.
+    """
+
+    state: Distance
+    tail: QuantileTail
+    is_smoothed: bool
+
+    def look(self, vectors: Tensor, present: Tensor, age: Tensor, pooled: PooledTails) -> Apart:
+        """T^2 / F of ``vectors`` ``(F, N)``; components with ``present`` 0 lie on the mean."""
+        state, features = self.state, vectors.shape[0]
+        rows, columns = torch.tril_indices(features, features, device=vectors.device)
+        # Until the factor exists its place holds a covariance, which must not be multiplied: it may overflow.
+        ready = state.gathered >= GATHERED
+        deviation = (vectors - state.mean) * (present * ready)
+        whitened = torch.zeros_like(deviation).index_add_(0, rows, state.factor * deviation[columns])
+        parts = whitened.square().clamp_max_(1e12)
+        raw = parts.mean(0)
+        exists = (ready & (present.amax(0) > 0)).to(raw.dtype)
+        smooth = torch.where(state.smooth > 0, torch.lerp(state.smooth, raw, 0.1), raw)
+        s = smooth if self.is_smoothed else raw
+        kind = pooled.residuals if self.is_smoothed else pooled.values
+        return Apart(raw, s, exists, self.tail.nats(s, age, kind), parts)
+
+    def learn(self, vectors: Tensor, present: Tensor, seen: Apart, age: Tensor) -> None:
+        """Gather complete vectors until 400, then move the tail and the smoothed distance."""
+        state = self.state
+        self.tail.fold(seen.s, age, seen.exists)
+        state.smooth.copy_(torch.where(seen.exists > 0, seen.s if self.is_smoothed else seen.raw, state.smooth))
+        gathers = (state.gathered < GATHERED) & (present.amin(0) > 0)
+        if not bool(gathers.any()):
+            return
+        features = vectors.shape[0]
+        rows, columns = torch.tril_indices(features, features, device=vectors.device)
+        rate = gathers / (state.gathered + 1.0)
+        deviation = vectors - state.mean
+        product = deviation[rows] * deviation[columns] * (1.0 - rate)
+        state.factor.lerp_(product, rate.expand_as(product))
+        state.mean.addcmul_(rate, deviation)
+        state.gathered.add_(gathers)
+        complete = (gathers & (state.gathered >= GATHERED)).nonzero().squeeze(1)
+        if complete.numel() > 0:
+            self._freeze(complete, rows, columns, features)
+
+    def _freeze(self, which: Tensor, rows: Tensor, columns: Tensor, features: int) -> None:
+        """Replace covariances by their inverse Cholesky factors, with a ridge of 1 % of the diagonal."""
+        state = self.state
+        packed, mean = state.factor[:, which].double(), state.mean[:, which].double()
+        covariance = packed.new_zeros(which.numel(), features, features)
+        covariance[:, rows, columns] = packed.t()
+        covariance[:, columns, rows] = packed.t()
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        least = (mean.abs() * 1e-4 + 1e-8).square().t()
+        # Scaled to unit diagonal first: features of very different units would exhaust the precision otherwise.
+        scale = torch.rsqrt(diagonal * (1.0 + RIDGE) + least)
+        unit = covariance * scale.unsqueeze(1) * scale.unsqueeze(2)
+        unit.diagonal(dim1=1, dim2=2).fill_(1.0)
+        factor = torch.linalg.cholesky_ex(unit)[0]
+        eye = torch.eye(features, dtype=packed.dtype, device=packed.device).expand_as(factor)
+        inverse = torch.linalg.solve_triangular(factor, eye, upper=False) * scale.unsqueeze(1)
+        state.factor[:, which] = inverse[:, rows, columns].t().to(state.factor.dtype)

@@ -1,0 +1,268 @@
+"""The recurrent predictors, in the order data flows: twelve inputs, recurrent cells, mixture head (recipe.md, step 3).
+
+``forward`` takes whole windows and is what training uses; ``step`` takes one observation and is what serving uses. They
+agree (tests/models/test_predictor.py). The state is an explicit argument and result of both.
+
+Shapes: B batch, T time, F features (1 unless ``scope="stream"``), L layers, H hidden, I = 12 F inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.config import PredictorConfig
+from models.features import INPUTS
+
+HORIZONS = (1, 2, 4, 8, 16, 32)
+COMPONENTS = 3
+LOG_SCALE_RANGE = (-4.5, 2.5)
+FORECAST_LIMIT = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A mixture of three logistics over asinh((x - m) / sigma); each tensor ends in an axis of 3 components."""
+
+    logits: Tensor
+    location: Tensor
+    log_scale: Tensor
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log density at ``u`` (the shape of a component's tensors without the last axis).
+
+        References
+        ----------
+        Mixture of logistics: Salimans et al., "PixelCNN++" (2017), section 2.1, here continuous.
+        """
+        standard = (u.unsqueeze(-1) - self.location) * torch.exp(-self.log_scale)
+        log_density = -standard - self.log_scale - 2.0 * functional.softplus(-standard)
+        return torch.logsumexp(functional.log_softmax(self.logits, -1) + log_density, -1)
+
+    def point(self) -> Tensor:
+        """Point forecast B = sinh(sum of weight x location), within 50, in units of (m, sigma)."""
+        centre = (torch.softmax(self.logits, -1) * self.location).sum(-1)
+        return torch.sinh(centre).clamp(-FORECAST_LIMIT, FORECAST_LIMIT)
+
+
+class Predictor(nn.Module):
+    """GRU or LSTM with a linear head on [h, input] for six horizons.
+
+    Parameters
+    ----------
+    config
+        What to build. With ``scope="stream"`` one network sees the inputs of all F features side by side and
+        forecasts each of them.
+
+    References
+    ----------
+    GRU: Cho et al. (2014), in the form of torch.nn.GRU (reset gate after the product). LSTM: Hochreiter and
+    Schmidhuber (1997), with forget gate.
+    """
+
+    def __init__(self, config: PredictorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.features = config.features if config.scope == "stream" else 1
+        self.input_width = INPUTS * self.features
+        family = nn.GRU if config.cell == "gru" else nn.LSTM
+        self.rnn: nn.GRU | nn.LSTM = family(self.input_width, config.hidden, config.layers)
+        outputs = self.features * len(HORIZONS) * 3 * COMPONENTS
+        self.head = nn.Linear(config.hidden + self.input_width, outputs)
+
+    @property
+    def state_width(self) -> int:
+        """Numbers of recurrent state per sequence: L x H, twice that for an LSTM."""
+        return state_width(self.config)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The state ``(B, state_width)`` of sequences without a past: zeros."""
+        return self.head.weight.new_zeros(batch, self.state_width)
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run whole windows.
+
+        Parameters
+        ----------
+        inputs
+            ``(T, B, I)``.
+        state
+            ``(B, state_width)``, or None for zeros.
+
+        Returns
+        -------
+        hidden
+            ``(T, B, H)`` of the last layer.
+        state
+            ``(B, state_width)`` after the last observation.
+        """
+        batch = inputs.shape[1]
+        if state is None:
+            state = self.initial_state(batch)
+        parts = state.view(batch, -1, self.config.layers, self.config.hidden).permute(1, 2, 0, 3).contiguous()
+        if self.config.cell == "gru":
+            hidden, h = self.rnn(inputs, parts[0])
+            return hidden, h.permute(1, 0, 2).reshape(batch, -1)
+        hidden, (h, c) = self.rnn(inputs, (parts[0], parts[1]))
+        return hidden, torch.stack((h, c)).permute(2, 0, 1, 3).reshape(batch, -1)
+
+    def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One observation: inputs ``(B, I)`` and state to hidden ``(B, H)`` and the next state; writes into neither."""
+        return recurrent_step(serving_cells(self), inputs, state)
+
+    def mixtures(self, hidden: Tensor, inputs: Tensor) -> Mixture:
+        """Forecast distributions of all horizons: tensors ``(..., F, 6, 3)``, without the F axis for one feature."""
+        raw = self.head(torch.cat((hidden, inputs), -1))
+        shape = (len(HORIZONS), 3, COMPONENTS) if self.features == 1 else (self.features, len(HORIZONS), 3, COMPONENTS)
+        logits, location, log_scale = raw.view(*raw.shape[:-1], *shape).unbind(-2)
+        return Mixture(logits, location, log_scale.clamp(*LOG_SCALE_RANGE))
+
+
+def state_width(config: PredictorConfig) -> int:
+    """Numbers of recurrent state per sequence: L x H, twice that for an LSTM."""
+    return config.layers * config.hidden * (1 if config.cell == "gru" else 2)
+
+
+@dataclass(frozen=True, slots=True)
+class GruCell:
+    """One layer's weights, transposed for ``addmm``: gates r, z together and the candidate's two halves apart."""
+
+    input_gates: Tensor
+    hidden_gates: Tensor
+    gates_bias: Tensor
+    input_candidate: Tensor
+    input_bias: Tensor
+    hidden_candidate: Tensor
+    hidden_bias: Tensor
+
+    def __call__(self, inputs: Tensor, h: Tensor) -> Tensor:
+        """The next hidden state ``(B, H)``."""
+        gates = torch.addmm(self.gates_bias, inputs, self.input_gates).addmm_(h, self.hidden_gates).sigmoid_()
+        reset, update = gates.chunk(2, 1)
+        recurrent = torch.addmm(self.hidden_bias, h, self.hidden_candidate).mul_(reset)
+        candidate = torch.addmm(self.input_bias, inputs, self.input_candidate).add_(recurrent).tanh_()
+        return torch.lerp(candidate, h, update)
+
+
+@dataclass(frozen=True, slots=True)
+class LstmCell:
+    """One layer's weights, transposed for ``addmm``; gates in torch's order i, f, g, o."""
+
+    inputs: Tensor
+    hidden: Tensor
+    bias: Tensor
+
+    def __call__(self, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The next hidden and cell state, ``(B, H)`` each."""
+        gates = torch.addmm(self.bias, inputs, self.inputs).addmm_(h, self.hidden)
+        write, keep, value, show = gates.chunk(4, 1)
+        c = torch.sigmoid(keep).mul_(c).addcmul_(torch.sigmoid(write), torch.tanh(value))
+        return torch.sigmoid(show).mul_(torch.tanh(c)), c
+
+
+Cells = tuple[GruCell, ...] | tuple[LstmCell, ...]
+
+
+def serving_cells(predictor: Predictor) -> Cells:
+    """The recurrent weights, arranged once for :func:`recurrent_step`."""
+    hidden = predictor.config.hidden
+    cells: list[GruCell | LstmCell] = []
+    for layer in range(predictor.config.layers):
+        w_i, w_h, b_i, b_h = (
+            getattr(predictor.rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        if predictor.config.cell == "lstm":
+            cells.append(LstmCell(w_i.t().contiguous(), w_h.t().contiguous(), b_i + b_h))
+            continue
+        split = 2 * hidden
+        cells.append(
+            GruCell(
+                w_i[:split].t().contiguous(),
+                w_h[:split].t().contiguous(),
+                b_i[:split] + b_h[:split],
+                w_i[split:].t().contiguous(),
+                b_i[split:],
+                w_h[split:].t().contiguous(),
+                b_h[split:],
+            )
+        )
+    return tuple(cells)  # type: ignore[return-value]  # all of one kind: the configuration has one cell
+
+
+def recurrent_step(cells: Cells, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One observation of B sequences: hidden ``(B, H)`` of the last layer and the next state ``(B, state_width)``."""
+    below = inputs
+    if isinstance(cells[0], GruCell):
+        if len(cells) == 1:
+            below = cells[0](inputs, state)
+            return below, below
+        layers = []
+        for cell, h in zip(cells, state.chunk(len(cells), 1), strict=True):
+            below = cell(below, h)  # type: ignore[call-arg]
+            layers.append(below)
+        return below, torch.cat(layers, 1)
+    h_parts, c_parts = [], []
+    parts = state.chunk(2 * len(cells), 1)
+    for layer, cell in enumerate(cells):
+        below, c = cell(below, parts[layer], parts[len(cells) + layer])  # type: ignore[call-arg]
+        h_parts.append(below)
+        c_parts.append(c)
+    return below, torch.cat((*h_parts, *c_parts), 1)
+
+
+SERVED = (1, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingHead:
+    """The head's rows that serving needs: the mixture for k = 1, weights and locations for k = 4 and 8.
+
+    Works on transposed tensors: ``on_hidden`` (F x 21, H) and ``on_inputs`` (F x 21, I).
+    """
+
+    on_hidden: Tensor
+    on_inputs: Tensor
+    bias: Tensor
+    features: int
+
+    def __call__(self, hidden: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From hidden ``(B, H)`` and inputs ``(I, B)`` to the served forecasts.
+
+        Returns
+        -------
+        mixture
+            ``(9, B x F)``: weights, locations and inverse scales of the one-step mixture.
+        four, eight
+            ``(B x F,)`` point forecasts B_4 and B_8, in units of (m, sigma).
+        """
+        raw = torch.addmm(self.bias, self.on_hidden, hidden.t()).addmm_(self.on_inputs, inputs)
+        if self.features > 1:
+            raw = raw.view(self.features, -1, raw.shape[1]).permute(1, 2, 0).reshape(raw.shape[0] // self.features, -1)
+        mixture = raw[:9]
+        mixture[:3] = torch.softmax(mixture[:3], 0)
+        mixture[6:9].clamp_(*LOG_SCALE_RANGE).neg_().exp_()
+        return mixture, point_forecast(raw[9:12], raw[12:15]), point_forecast(raw[15:18], raw[18:21])
+
+
+def point_forecast(logits: Tensor, location: Tensor) -> Tensor:
+    """B = sinh(sum of weight x location), within 50; component axis first."""
+    centre = (torch.softmax(logits, 0) * location).sum(0)
+    return torch.sinh(centre).clamp_(-FORECAST_LIMIT, FORECAST_LIMIT)
+
+
+def serving_head(predictor: Predictor) -> ServingHead:
+    """The served rows of the head, arranged once for :class:`ServingHead`."""
+    hidden = predictor.config.hidden
+    per_feature = len(HORIZONS) * 3 * COMPONENTS
+    rows: list[int] = []
+    for feature in range(predictor.features):
+        for k in SERVED:
+            first = feature * per_feature + HORIZONS.index(k) * 3 * COMPONENTS
+            rows.extend(range(first, first + (9 if k == 1 else 6)))
+    weight, bias = predictor.head.weight[rows], predictor.head.bias[rows]
+    return ServingHead(
+        weight[:, :hidden].contiguous(), weight[:, hidden:].contiguous(), bias.unsqueeze(1), predictor.features
+    )

@@ -1,0 +1,110 @@
+"""``tidewatch check``: say whether settings, servers and model versions are as they must be; changes nothing.
+
+Reads the settings, tries the model version of every profile, asks Kafka for its topics and Redis for its policy and
+memory, and ends with a verdict. Exit code 0: a worker can run; 1: there are problems, each with what to do about it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.checks.finding import Finding, Level, ok, problem, verdict
+from pipeline.checks.kafka import check_kafka
+from pipeline.checks.redis import check_redis
+from pipeline.checks.row import cost_of, describe_row, gigabytes, layout_of, table
+from pipeline.checks.versions import check_versions
+from pipeline.errors import ConfigurationError
+from pipeline.settings import Settings
+from pipeline.wiring import choose_device, security_options
+
+EXIT_OK, EXIT_PROBLEMS = 0, 1
+
+EXAMPLES = """\
+examples:
+  tidewatch check                                      defaults, environment, shipped profiles
+  tidewatch check --settings tidewatch.toml            your settings, and the servers they name
+  tidewatch check --settings tidewatch.toml --offline  without asking any server
+  tidewatch check --row sensor                         every number a stream of that profile carries, and its cost
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to check."""
+    parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
+    parser.add_argument("--offline", action="store_true", help="connect to neither Kafka nor Redis")
+    parser.add_argument("--row", metavar="PROFILE", help="print the row layout of a profile and what it costs, no more")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print findings and a verdict.
+
+    Raises
+    ------
+    ConfigurationError
+        ``--row`` names no profile, or its weights cannot be read.
+    """
+    if args.row is not None:
+        return _print_row(Settings.load(args.settings), args.row)
+    try:
+        settings = Settings.load(args.settings)
+    except ConfigurationError as error:
+        findings = _shown([problem("settings", str(error))])
+        print(verdict(findings, "everything else"))
+        return EXIT_PROBLEMS
+    findings = _shown([_settings_finding(settings, args.settings), _device_finding(settings)])
+    stream_bytes = _print_profiles(settings)
+    findings += _shown(check_versions(settings))
+    if not args.offline:
+        findings += _shown(check_kafka(settings, security_options(settings.kafka.security)))
+        findings += _shown(check_redis(settings, stream_bytes))
+    print(verdict(findings, "connections" if args.offline else ""))
+    return EXIT_PROBLEMS if any(finding.level is Level.PROBLEM for finding in findings) else EXIT_OK
+
+
+def _shown(findings: Iterable[Finding]) -> list[Finding]:
+    """Print each finding as it is made: a server that does not answer takes its time."""
+    kept = []
+    for finding in findings:
+        print(finding.line(), flush=True)
+        kept.append(finding)
+    return kept
+
+
+def _print_row(settings: Settings, name: str) -> int:
+    profile = settings.profiles.get(name)
+    if profile is None:
+        raise ConfigurationError(f"there is no profile {name!r}; there are {', '.join(settings.profiles)}")
+    print(describe_row(name, profile))
+    return EXIT_OK
+
+
+def _settings_finding(settings: Settings, path: Path | None) -> Finding:
+    origin = "defaults and environment" if path is None else str(path)
+    return ok("settings", f"{origin}: {len(settings.profiles)} profiles, registry {settings.registry.folder}")
+
+
+def _device_finding(settings: Settings) -> Finding:
+    try:
+        return ok("device", choose_device(settings.engine.device))
+    except ConfigurationError as error:
+        return problem("device", str(error))
+
+
+def _print_profiles(settings: Settings) -> dict[str, int]:
+    """A table of the profiles; returns the Redis bytes of a stream of those whose layout is known."""
+    stream_bytes, rows = {}, []
+    for name, profile in settings.profiles.items():
+        try:
+            stream_bytes[name] = cost_of(layout_of(profile)).redis_bytes
+            cost = gigabytes(stream_bytes[name])
+        except ConfigurationError:  # the versions' check says why
+            cost = "?"
+        predictor = (profile.builtin() or profile.predictor) + (", light" if profile.light else "")
+        features = str(len(profile.features))
+        evidence, budget = profile.fold().evidence, profile.alarm_budget
+        rows.append((name, features, predictor, evidence, budget, cost, ", ".join(profile.topics)))
+    head = ("profile", "features", "predictor", "evidence", "alarm budget", "Redis per stream", "topics")
+    print("", *table(head, rows, right=(1, 5)), "", sep="\n")
+    return stream_bytes

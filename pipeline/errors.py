@@ -1,0 +1,92 @@
+"""What can go wrong, by fate.
+
+TidewatchError
+├── TransientError          wait and try again; ``retriable = True``
+│   ├── BrokerAway          Kafka does not answer, or asks to try again
+│   └── StoreAway           Redis does not answer, or its answer was lost
+├── DecodeError             bad input: costs its own record, which goes to the dead-letter topic
+├── OwnershipError          this worker's view of a partition is over; start-up decides what it still owns
+│   ├── StaleToken          somebody newer took the partition's state
+│   ├── StateLost           the store forgot writes it had acknowledged
+│   ├── CommitRefused       the group refused the offsets; the transaction is aborted, the producer is good
+│   └── OutcomeUnknown      a transaction may or may not have been committed; the producer must be rebuilt
+├── WorkerFenced            a live process has this worker's name: end
+├── DamagedSnapshot         a saved row cannot be read: also a ValueError
+├── OffsetsGone             records that are needed are no longer in the log
+└── ConfigurationError      nothing starts; the message says what to change
+    └── VersionError        a model version is missing, damaged or foreign
+"""
+
+from __future__ import annotations
+
+
+class TidewatchError(Exception):
+    """Root of everything Tidewatch raises on purpose."""
+
+    retriable = False
+
+
+class TransientError(TidewatchError):
+    """The other side is away; the same call may succeed later."""
+
+    retriable = True
+
+
+class BrokerAway(TransientError):
+    """Kafka does not answer in time, or asks to try again."""
+
+
+class StoreAway(TransientError):
+    """The state store does not answer; what was asked may or may not have happened."""
+
+
+class DecodeError(TidewatchError):
+    """A record that cannot be used; the message is the reason written beside it in the dead-letter topic."""
+
+
+class OwnershipError(TidewatchError):
+    """This worker's view of a partition is over; ``partition`` is (topic, number) where one is meant."""
+
+    def __init__(self, message: str, partition: tuple[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.partition = partition
+
+
+class StaleToken(OwnershipError):
+    """Another worker with a newer generation took the partition's state."""
+
+
+class StateLost(OwnershipError):
+    """The store no longer holds what it had acknowledged, or holds another token of the same generation."""
+
+
+class CommitRefused(OwnershipError):
+    """The group refused the offsets. The transaction was aborted and nothing of it is visible."""
+
+
+class OutcomeUnknown(OwnershipError):
+    """A transaction's outcome is unknown: neither success nor failure (protocol.md rule 5)."""
+
+
+class WorkerFenced(TidewatchError):
+    """A live process holds this worker's name (static membership or transactional id)."""
+
+
+class OffsetsGone(TidewatchError):
+    """The log no longer holds the offsets asked for."""
+
+    def __init__(self, message: str, partitions: tuple[tuple[str, int], ...] = ()) -> None:
+        super().__init__(message)
+        self.partitions = partitions
+
+
+class DamagedSnapshot(TidewatchError, ValueError):
+    """A saved row is cut short, changed, or of an unknown format; the records it stood for have to be folded again."""
+
+
+class ConfigurationError(TidewatchError):
+    """Settings, connections or files are not as they must be; the message says what to do."""
+
+
+class VersionError(ConfigurationError):
+    """A model version is missing, damaged, or made for something else."""

@@ -1,0 +1,108 @@
+"""What the Kafka source and sink share: settings of the client, its construction, and the map of its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from kafka import errors as kafka_errors
+from kafka.net.compat import KafkaNetClient
+
+from pipeline.errors import BrokerAway, ConfigurationError, OffsetsGone, TidewatchError, WorkerFenced
+
+Client = TypeVar("Client")
+
+# Nothing that waiting could mend: settings, permissions, missing codecs, limits of the cluster.
+MISCONFIGURED = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedSaslMechanismError,
+    kafka_errors.IllegalSaslStateError,
+    kafka_errors.SecurityDisabledError,
+    kafka_errors.UnsupportedVersionError,
+    kafka_errors.UnsupportedCodecError,
+    kafka_errors.UnsupportedCompressionTypeError,
+    kafka_errors.UnsupportedForMessageFormatError,
+    kafka_errors.InvalidTopicError,
+    kafka_errors.InvalidGroupIdError,
+    kafka_errors.InvalidSessionTimeoutError,
+    kafka_errors.InconsistentGroupProtocolError,
+    kafka_errors.GroupMaxSizeReachedError,
+    kafka_errors.InvalidTransactionTimeoutError,
+    kafka_errors.MessageSizeTooLargeError,
+    kafka_errors.RecordListTooLargeError,
+    kafka_errors.OffsetMetadataTooLargeError,
+    kafka_errors.KafkaConfigurationError,
+)
+
+
+def client_options(
+    bootstrap_servers: str | Sequence[str], client_id: str, call_deadline_s: float, security: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options every client takes, in kafka-python's names.
+
+    Parameters
+    ----------
+    call_deadline_s
+        Longest wait for a first connection.
+    security
+        kafka-python's own options (``security_protocol``, ``ssl_cafile``, ``sasl_mechanism``, ``proxy_url``, …).
+    """
+    return {
+        "bootstrap_servers": bootstrap_servers if isinstance(bootstrap_servers, str) else list(bootstrap_servers),
+        "client_id": client_id,
+        "bootstrap_timeout_ms": int(call_deadline_s * 1000),
+        "request_timeout_ms": 5000,  # the default 30 s is longer than any deadline of ours
+        "reconnect_backoff_max_ms": 1000,  # default 30 s: a broker that came back would stay unnoticed for that long
+        "retry_backoff_ms": 20,  # half the latency of a commit (protocol.md, facts)
+        "allow_auto_create_topics": False,
+        "metrics_enabled": False,
+        **security,
+    }
+
+
+def connect(client: Callable[..., Client], *args: str, **options: Any) -> tuple[Client, KafkaNetClient]:
+    """A connected client and its network side.
+
+    The constructor asks the broker for its version and raises when none answers; the half-built client would then keep
+    its threads and sockets, so they are closed here.
+
+    Raises
+    ------
+    BrokerAway
+        No broker answered in time.
+    ConfigurationError
+        Settings that cannot work.
+    """
+    networks: list[KafkaNetClient] = []
+
+    def network(**settings: Any) -> KafkaNetClient:
+        networks.append(KafkaNetClient(**settings))
+        return networks[-1]
+
+    try:
+        return client(*args, kafka_client=network, **options), networks[0]
+    except Exception as exc:
+        for half_built in networks:
+            half_built.close()
+        raise mapped(exc, f"connecting to {options['bootstrap_servers']}") from exc
+
+
+def mapped(exc: Exception, doing: str) -> TidewatchError:
+    """Our error for one of the client's; what is not the client's comes back as an error of configuration.
+
+    Most specific first. What Kafka does not name final counts as away: asking again is harmless outside transactions,
+    and those are mapped by the sink.
+    """
+    text = f"{doing}: {type(exc).__name__}: {exc}"
+    if isinstance(exc, kafka_errors.FencedInstanceIdError):
+        return WorkerFenced(f"{text} (a live process has this worker's group instance id)")
+    if isinstance(exc, kafka_errors.OffsetOutOfRangeError):
+        return OffsetsGone(text, tuple((p.topic, p.partition) for p in exc.args[0]))
+    if isinstance(exc, kafka_errors.LogTruncationError):
+        return OffsetsGone(text, tuple((p.topic, p.partition) for p in exc.divergent_offsets))
+    if isinstance(exc, MISCONFIGURED):
+        return ConfigurationError(text)
+    if isinstance(exc, (kafka_errors.KafkaError, OSError)):
+        return BrokerAway(text)
+    return ConfigurationError(text)

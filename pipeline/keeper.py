@@ -1,0 +1,146 @@
+"""What is saved when, and what is deleted: images at commits, W behind them, streams that ended (rules 14 to 16).
+
+The keeper belongs to the worker's loop; the calls to the store that save are made by :class:`pipeline.saver.Saver`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pipeline.clock import Clock
+from pipeline.engine import Engine
+from pipeline.partition import PartitionState, State
+from pipeline.records import Partition
+from pipeline.resident import Image, ResidentRows
+from pipeline.saver import SaveJob, Saver
+from pipeline.state.base import StateStore
+from pipeline.state.codec import decode_headers
+
+MIN_IMAGES_PER_COMMIT = 256
+SWEEP_POLL_S = 60.0
+SWEEP_SLICE = 500
+
+
+class Keeper:
+    """Keeps the rows of live and replaying partitions saved within a bounded age.
+
+    Parameters
+    ----------
+    save_interval_s
+        Target age of saved rows.
+    """
+
+    def __init__(self, store: StateStore, engines: Mapping[str, Engine], clock: Clock, save_interval_s: float) -> None:
+        self._store, self._engines, self._clock = store, engines, clock
+        self._save_interval_s = save_interval_s
+        self._saver = Saver(store)
+        self._submitted_at: deque[float] = deque()
+        self._last_images_s = clock.monotonic()
+        self._sweep_due_s = clock.monotonic() + SWEEP_POLL_S
+        self._sweep_cursor: dict[Partition, int] = {}
+        self._deletions: dict[Partition, list[str]] = {}
+
+    def images(self, partitions: Mapping[Partition, PartitionState], everything: bool) -> list[SaveJob]:
+        """Copies of the longest unsaved rows at this record boundary, to be submitted once it is committed.
+
+        Parameters
+        ----------
+        everything
+            Every unsaved row, and W of every partition (a quiet commit); else as many as keep the age bounded. While
+            the store is behind nothing is copied, so that images do not pile up.
+        """
+        if self._saver.pending > 2 * max(1, len(partitions)) and not everything:
+            return []
+        now = self._clock.monotonic()
+        share = min(1.0, max(now - self._last_images_s, 1e-3) / self._save_interval_s)
+        self._last_images_s = now
+        jobs = []
+        for engine in self._engines.values():
+            for rows in engine.tables():
+                mine = {p: s for p, s in partitions.items() if s.is_folding and engine.version_of(p) == rows.version}
+                quota = None if everything else rows.save_quota(share, MIN_IMAGES_PER_COMMIT)
+                jobs.extend(self._jobs(rows, mine, quota, everything))
+        return jobs
+
+    def _jobs(
+        self, rows: ResidentRows, partitions: Mapping[Partition, PartitionState], quota: int | None, everything: bool
+    ) -> list[SaveJob]:
+        boundaries = {partition: state.next for partition, state in partitions.items()}
+        images = {image.partition: image for image in rows.images(boundaries, quota)}
+        for partition, boundary in boundaries.items():
+            deletions = self._deletions.pop(partition, [])
+            if partition not in images and (everything or deletions):
+                images[partition] = rows.empty_image(partition, boundary)
+            if deletions:
+                image = images[partition]
+                images[partition] = replace(image, deletions=image.deletions + deletions)
+        return [self._job(partitions[partition], image, rows) for partition, image in images.items()]
+
+    def _job(self, state: PartitionState, image: Image, rows: ResidentRows) -> SaveJob:
+        assert state.owned is not None
+        return SaveJob(state.owned, image, rows)
+
+    def submit(self, jobs: list[SaveJob]) -> None:
+        """Save these behind the work: their boundary is committed."""
+        for job in jobs:
+            self._saver.submit(job)
+            self._submitted_at.append(self._clock.monotonic())
+
+    def collect(self, partitions: Mapping[Partition, PartitionState], timeout_s: float = 0.0) -> None:
+        """Hear what became of the saves.
+
+        Raises
+        ------
+        StaleToken, StateLost
+            The store refused a partition that was still thought ours.
+        """
+        for result in self._saver.results(timeout_s):
+            self._submitted_at.popleft()
+            owned = result.job.owned
+            state = partitions.get(owned.key.partition)
+            if result.error is None:
+                result.job.rows.confirm_saved(result.job.image)
+            elif state is not None and state.owned is owned:
+                raise result.error
+
+    def drain(self, partitions: Mapping[Partition, PartitionState], deadline_s: float) -> bool:
+        """Wait until everything submitted is saved; False when the deadline passes first."""
+        until = self._clock.monotonic() + deadline_s
+        while self._saver.pending and self._clock.monotonic() < until:
+            self.collect(partitions, 0.05)
+        return not self._saver.pending
+
+    def unsaved_age_s(self) -> float:
+        """Seconds for which the oldest submitted image has been waiting for the store."""
+        return self._clock.monotonic() - self._submitted_at[0] if self._submitted_at else 0.0
+
+    def sweep(self, partitions: Mapping[Partition, PartitionState]) -> None:
+        """Rule 16: look through a slice of what is saved for streams that ended, by record time and wall time."""
+        now = self._clock.monotonic()
+        if now < self._sweep_due_s:
+            return
+        self._sweep_due_s = now + SWEEP_POLL_S
+        for partition, state in partitions.items():
+            if state.state is not State.LIVE or state.owned is None:
+                continue
+            cursor, values = self._store.scan(state.owned.key, self._sweep_cursor.get(partition, 0), SWEEP_SLICE)
+            self._sweep_cursor[partition] = cursor
+            if values:
+                engine = self._engines[state.profile]
+                now_ms = min(self._clock.wall_ms(), state.newest_record_ms)
+                ended = engine.ended(decode_headers(list(values.values())), now_ms).tolist()
+                streams = [stream for stream, is_over in zip(values, ended, strict=True) if is_over]
+                self._deletions.setdefault(partition, []).extend(engine.release_ended(partition, streams))
+
+    def forget(self, state: PartitionState) -> None:
+        """A partition starts again or is gone: what is queued for it is given up."""
+        self._deletions.pop(state.partition, None)
+        self._sweep_cursor.pop(state.partition, None)
+        if state.owned is not None:
+            state.owned.is_over = True
+
+    def close(self) -> None:
+        """Stop the saving thread."""
+        self._saver.close()

@@ -1,0 +1,60 @@
+"""``tidewatch pretrain``: learn a predictor from generated series and write its weights."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE
+from models.training import Progress as Report
+from models.training import Schedule, pretrain
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    default = Schedule()
+    parser.add_argument("--cell", choices=("gru", "lstm"), default="gru", help="recurrent cell")
+    parser.add_argument("--hidden", type=int, default=64, help="width of the hidden state")
+    parser.add_argument("--seed", type=int, default=1, help="fixes corpus, first weights and order of batches")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights.safetensors and manifest.json")
+    parser.add_argument("--epochs", type=int, default=default.epochs, help="passes over the corpus")
+    parser.add_argument("--series", type=int, default=default.series, help="generated series")
+    parser.add_argument("--length", type=int, default=default.length, help="observations of each series")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pretrain, show progress, save; returns the exit code."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    schedule = Schedule(series=args.series, length=args.length, epochs=args.epochs)
+    console = Console()
+    started = time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} updates, loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=schedule.updates, loss="-")
+        weights = pretrain(args.cell, args.hidden, args.seed, schedule, lambda report: _show(bar, task, report))
+    weights.save(args.out)
+    size = (args.out / WEIGHTS_FILE).stat().st_size
+    console.print(
+        f"{args.out}: {WEIGHTS_FILE} ({size} bytes) and {MANIFEST_FILE}, fingerprint {weights.fingerprint()}, "
+        f"held-out loss {weights.manifest['loss_held_out']} nats per target, {time.monotonic() - started:.0f} s"
+    )
+    return 0
+
+
+def _show(bar: Progress, task: TaskID, report: Report) -> None:
+    loss = "-" if math.isnan(report.loss) else f"{report.loss:.3f}"
+    bar.update(task, description=report.phase, completed=report.done, total=report.total, loss=loss)

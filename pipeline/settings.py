@@ -1,0 +1,529 @@
+"""Settings: one frozen model per concern; the only reader of TOML and of the environment.
+
+Where a value comes from, strongest first:
+
+1. ``overrides`` of :meth:`Settings.load` (command-line options),
+2. ``TIDEWATCH_<SECTION>__<KEY>``, for example ``TIDEWATCH_KAFKA__BOOTSTRAP_SERVERS``,
+3. plain ``KAFKA_BOOTSTRAP_SERVERS`` and ``REDIS_URL``,
+4. the TOML file (its path may come from ``TIDEWATCH_CONFIG``),
+5. the defaults below, which run on a laptop.
+
+A profile binds topics to what their streams are. Two ship with the package, ``sensor`` and ``network``
+(``pipeline/profiles/*.toml``), and apply where the file has no ``[profiles]``. A profile in the file that is named
+like a shipped one starts from it and overrides only the keys it gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from models.config import Evidence, FoldConfig
+from pipeline.errors import ConfigurationError
+
+PREFIX = "TIDEWATCH_"
+PLAIN_VARIABLES = {"KAFKA_BOOTSTRAP_SERVERS": ("kafka", "bootstrap_servers"), "REDIS_URL": ("redis", "url")}
+SHIPPED_PROFILES = ("sensor", "network")
+BUILTIN_PREDICTORS = ("gru", "lstm", "gru32")
+
+# Seconds in the units an alarm budget may name; a month is 30 days and a year 365.
+_UNIT_S = {"hour": 3600, "day": 86400, "week": 7 * 86400, "month": 30 * 86400, "year": 365 * 86400}
+_BUDGET = re.compile(r"(?P<alarms>\d+(?:\.\d+)?)\s+per\s+(?:(?P<units>\d+(?:\.\d+)?)\s+)?(?P<unit>[a-z]+?)s?")
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+
+def alarm_every_s(budget: str) -> float:
+    """Seconds of event time per stream in which ``budget`` allows one false alarm.
+
+    Parameters
+    ----------
+    budget
+        ``"1 per week"``, ``"2 per month"``, ``"0.5 per day"``, ``"1 per 3 days"``.
+
+    Raises
+    ------
+    ValueError
+        The text is not of that form, or allows no alarm at all.
+    """
+    match = _BUDGET.fullmatch(budget.strip().lower())
+    if match is None or match["unit"] not in _UNIT_S:
+        raise ValueError(f'write it as "1 per week" (hour, day, week, month, year), not {budget!r}')
+    alarms, units = float(match["alarms"]), float(match["units"] or 1)
+    if alarms <= 0 or units <= 0:
+        raise ValueError(f"{budget!r} allows no alarm at all; name a positive number")
+    return units * _UNIT_S[match["unit"]] / alarms
+
+
+def _listed(value: object) -> object:
+    """A list from an environment variable: a JSON array or names separated by commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _topic(name: str) -> str:
+    if not _TOPIC.fullmatch(name) or name in (".", ".."):
+        raise ValueError(f"{name!r} is no Kafka topic name (letters, digits, '.', '_', '-'; at most 249)")
+    return name
+
+
+def _table(value: object) -> object:
+    """A table from an environment variable: a JSON object."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+Topic = Annotated[str, BeforeValidator(lambda name: _topic(name) if isinstance(name, str) else name)]
+Topics = Annotated[tuple[Topic, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Security(_Section):
+    """How to talk to Kafka where it is not open.
+
+    Attributes
+    ----------
+    protocol
+        As Kafka names it.
+    ca_file, cert_file, key_file
+        PEM files for TLS; the system's authorities apply without ``ca_file``.
+    key_password, password
+        Secrets; better given by environment than by file.
+    mechanism
+        SASL mechanism, needed with a ``SASL_…`` protocol.
+    """
+
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    key_password: SecretStr | None = None
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.protocol.startswith("SASL"):
+            absent = [k for k in ("mechanism", "username", "password") if getattr(self, k) is None]
+            if absent:
+                raise ValueError(f"protocol {self.protocol} needs {', '.join(absent)}")
+        elif self.username is not None or self.password is not None or self.mechanism is not None:
+            raise ValueError(f"mechanism, username and password need a SASL protocol, not {self.protocol}")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        if not self.protocol.endswith("SSL") and (self.ca_file is not None or self.cert_file is not None):
+            raise ValueError(f"ca_file and cert_file need SSL or SASL_SSL, not {self.protocol}")
+        return self
+
+
+class Kafka(_Section):
+    """The cluster, the group, the output topics, and how often work is committed.
+
+    Attributes
+    ----------
+    worker_name
+        Stable name of this worker's slot (a StatefulSet's pod name); random per process when absent. With
+        ``static_membership`` a restarted worker of the same name takes its partitions back without a rebalance.
+    start
+        Where a partition begins that this group never committed.
+    commit_interval_s, max_uncommitted_records
+        A commit is due at whichever comes first.
+    transaction_timeout_s, call_deadline_s
+        How long the broker keeps an open transaction; how long one blocking call may take before its outcome counts
+        as unknown.
+    """
+
+    bootstrap_servers: Names = ("localhost:9092",)
+    group: Annotated[str, Field(min_length=1, max_length=200)] = "tidewatch"
+    worker_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    static_membership: bool = False
+    scores_topic: Topic = "tidewatch-scores"
+    alerts_topic: Topic = "tidewatch-alerts"
+    dead_letter_topic: Topic = "tidewatch-dead-letters"
+    start: Literal["earliest", "latest"] = "earliest"
+    commit_interval_s: PositiveFloat = 0.5
+    max_uncommitted_records: PositiveInt = 20_000
+    max_poll_records: PositiveInt = 5_000
+    session_timeout_s: Annotated[float, Field(ge=6, le=1800)] = 10.0
+    transaction_timeout_s: PositiveFloat = 15.0
+    call_deadline_s: PositiveFloat = 8.0
+    security: Security = Security()
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        for server in servers:
+            host, _, port = server.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"{server!r} is not host:port")
+        return servers
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        outputs = (self.scores_topic, self.alerts_topic, self.dead_letter_topic)
+        if len(set(outputs)) < len(outputs):
+            raise ValueError("scores_topic, alerts_topic and dead_letter_topic must differ")
+        if self.static_membership and self.worker_name is None:
+            raise ValueError("static_membership needs a worker_name that stays the same after a restart")
+        # protocol.md rule 8: a transaction must outlive the interval it collects in and the calls that end it.
+        if self.transaction_timeout_s <= self.commit_interval_s + self.call_deadline_s:
+            raise ValueError("transaction_timeout_s must be more than commit_interval_s + call_deadline_s")
+        return self
+
+
+class Redis(_Section):
+    """Where rows are kept.
+
+    Attributes
+    ----------
+    save_interval_s
+        Target age of saved rows, so about the longest stretch a successor replays.
+    max_watermark_age_s
+        With Redis away, input is paused once saved state is older than this.
+    """
+
+    url: SecretStr = SecretStr("redis://localhost:6379/0")
+    save_interval_s: PositiveFloat = 5.0
+    max_watermark_age_s: PositiveFloat = 60.0
+    call_deadline_s: PositiveFloat = 5.0
+
+    @field_validator("url")
+    @classmethod
+    def _scheme(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return url
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.save_interval_s >= self.max_watermark_age_s:
+            raise ValueError("save_interval_s must be less than max_watermark_age_s")
+        return self
+
+
+class Limits(_Section):
+    """What a message may be; anything over a limit goes to the dead-letter topic.
+
+    Attributes
+    ----------
+    max_message_bytes
+        Size of a record's value.
+    max_window_length, max_features
+        T and F of one window.
+    max_clock_skew_s
+        How far an event time may lie after its record's Kafka timestamp; ``None`` turns the check off.
+    max_event_age_s
+        How far it may lie before it; off by default, so that recordings and late-comers are welcome.
+    max_stream_id_length
+        Bytes of a stream id in UTF-8.
+    """
+
+    max_message_bytes: PositiveInt = 1024 * 1024
+    # 32768 observations of scores fill one record of the scores topic, which is never split inside a window.
+    max_window_length: Annotated[int, Field(gt=0, le=32768)] = 4096
+    max_features: Annotated[int, Field(gt=0, le=4096)] = 64
+    max_clock_skew_s: PositiveFloat | None = 300.0
+    max_event_age_s: PositiveFloat | None = None
+    max_stream_id_length: Annotated[int, Field(gt=0, le=4096)] = 256
+
+
+class Engine(_Section):
+    """The device and what may lie on it.
+
+    Attributes
+    ----------
+    threads
+        CPU threads of torch; 0 leaves torch's own choice.
+    max_resident_streams
+        Rows kept on the device; those not used lately are evicted to Redis.
+    max_batch_observations
+        Observations (times) of one batch, over all its streams.
+    hidden_on_swap
+        What becomes of hidden state when a new model version takes over.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    max_resident_streams: PositiveInt = 100_000
+    max_batch_observations: PositiveInt = 65_536
+    hidden_on_swap: Literal["carry", "reset"] = "carry"
+
+
+class Http(_Section):
+    """Where ``/metrics``, ``/healthz`` and ``/readyz`` are served; port 0 picks a free one."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+
+
+class Registry(_Section):
+    """The folder of model versions."""
+
+    folder: Path = Path("runs/registry")
+
+
+class Profile(_Section):
+    """What the streams of some topics are, and how they are scored.
+
+    Attributes
+    ----------
+    topics
+        Input topics bound to this profile; a topic belongs to one profile.
+    features
+        Names of the F columns of a window, in order.
+    interval_s
+        Expected seconds between observations; absent where there is no fixed interval.
+    clock
+        Whether event times are clock times (UTC), so that time of day means something.
+    predictor
+        ``gru``, ``lstm`` or ``gru32`` (shipped in the package), or the path of a version folder.
+    light
+        The narrow row: no fast weights, no seasonal memory; with ``predictor = "gru"`` the shipped GRU of 32.
+    evidence
+        ``single``, ``jump`` or ``coupled`` (recipe.md); when absent ``single`` for one feature, ``jump`` for several.
+    alarm_budget
+        False alarms allowed per stream, as text: ``"1 per week"``.
+    idle_reset_s
+        A longer gap than this starts a stream afresh.
+    record_weight_p
+        Weight of the record of P; 0 for very few false alarms.
+    groups
+        Glob pattern of stream ids -> group name; the first match counts.
+    """
+
+    topics: Topics
+    features: Names
+    interval_s: Annotated[float, Field(ge=0.001)] | None = None
+    clock: bool = True
+    predictor: Annotated[str, Field(min_length=1)] = "gru"
+    light: bool = False
+    evidence: Evidence | None = None
+    alarm_budget: str = "1 per week"
+    idle_reset_s: PositiveFloat = 604_800.0
+    record_weight_p: Annotated[float, Field(ge=0, le=1)] = 0.4
+    groups: Annotated[dict[str, str], BeforeValidator(_table)] = Field(default_factory=dict)
+
+    @field_validator("alarm_budget")
+    @classmethod
+    def _readable(cls, budget: str) -> str:
+        alarm_every_s(budget)
+        return budget
+
+    @field_validator("features", "topics")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        if "" in names:
+            raise ValueError("a name is empty")
+        return names
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.evidence == "coupled" and not 2 <= len(self.features) <= 16:
+            raise ValueError(f'evidence "coupled" is for 2 to 16 features, not {len(self.features)}')
+        if self.light and self.evidence == "coupled":
+            raise ValueError('a light row has no "coupled" evidence; choose single or jump')
+        if self.light and self.predictor == "lstm":
+            raise ValueError('no light LSTM ships; use predictor = "gru" or a version folder')
+        if self.interval_s is not None and self.idle_reset_s <= 10 * self.interval_s:
+            raise ValueError("idle_reset_s must be more than ten intervals, or a short gap erases the stream")
+        return self
+
+    def builtin(self) -> str | None:
+        """Name of the shipped weights, or ``None`` where ``predictor`` is the path of a version folder."""
+        if self.light and self.predictor == "gru":
+            return "gru32"
+        return self.predictor if self.predictor in BUILTIN_PREDICTORS else None
+
+    def fold(self) -> FoldConfig:
+        """The settings of this profile that enter the fold."""
+        default: Evidence = "single" if len(self.features) == 1 else "jump"
+        return FoldConfig(
+            features=self.features,
+            interval_s=self.interval_s,
+            evidence=default if self.evidence is None else self.evidence,
+            alarm_every_s=alarm_every_s(self.alarm_budget),
+            idle_reset_s=self.idle_reset_s,
+            clock=self.clock,
+            light=self.light,
+            record_weight_p=self.record_weight_p,
+        )
+
+    def group_of(self, stream_id: str) -> str | None:
+        """The group whose pattern matches first, or ``None``."""
+        for pattern, group in self.groups.items():
+            if fnmatchcase(stream_id, pattern):
+                return group
+        return None
+
+
+class Settings(_Section):
+    """Everything a role needs to know; made by :meth:`load`, or by hand in tests (which then sees no environment)."""
+
+    kafka: Kafka = Kafka()
+    redis: Redis = Redis()
+    limits: Limits = Limits()
+    engine: Engine = Engine()
+    http: Http = Http()
+    registry: Registry = Registry()
+    profiles: Annotated[dict[str, Profile], Field(min_length=1)] = Field(
+        default_factory=lambda: {name: Profile(**_shipped(name)) for name in SHIPPED_PROFILES}
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        outputs = {self.kafka.scores_topic, self.kafka.alerts_topic, self.kafka.dead_letter_topic}
+        bound: dict[str, str] = {}
+        for name, profile in self.profiles.items():
+            for topic in profile.topics:
+                if topic in bound:
+                    raise ValueError(f"topic {topic!r} is bound to the profiles {bound[topic]!r} and {name!r}")
+                if topic in outputs:
+                    raise ValueError(f"topic {topic!r} of profile {name!r} is an output topic in [kafka]")
+                bound[topic] = name
+            if len(profile.features) > self.limits.max_features:
+                raise ValueError(f"profile {name!r} has {len(profile.features)} features, over limits.max_features")
+        if self.engine.max_batch_observations < self.limits.max_window_length:
+            raise ValueError("engine.max_batch_observations must hold one window of limits.max_window_length")
+        return self
+
+    def profile_names(self) -> dict[str, str]:
+        """Input topic -> name of its profile."""
+        return {topic: name for name, profile in self.profiles.items() for topic in profile.topics}
+
+    @classmethod
+    def load(cls, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+        """Settings from overrides, environment, file and defaults, in this order of strength.
+
+        Parameters
+        ----------
+        path
+            TOML file; ``None`` takes ``TIDEWATCH_CONFIG`` where set, else no file.
+        overrides
+            Nested mapping of sections and keys, strongest of all.
+
+        Raises
+        ------
+        ConfigurationError
+            Unreadable file, unknown key or wrong value; the message lists every place and what is wrong there.
+        """
+        named = os.environ.get(f"{PREFIX}CONFIG")
+        if path is None and named:
+            path = Path(named)
+        from_file = {} if path is None else _read_toml(path)
+        _refuse_unknown_variables(set(cls.model_fields))
+        layers = (_plain_environment(), EnvSettingsSource(_Environment)(), dict(overrides or {}))
+        raw = _with_shipped_profiles(from_file)
+        for layer in layers:
+            raw = _merged(raw, layer)
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as exc:
+            origin = "settings" if path is None else str(path)
+            raise ConfigurationError(f"{origin}:\n" + "\n".join(_complaints(exc))) from exc
+
+
+class _Environment(Settings, BaseSettings):
+    """Shows pydantic-settings the fields to look for in the environment; never constructed."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", enable_decoding=False)
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    text = (resources.files("pipeline") / "profiles" / f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigurationError(f"{path}: cannot be read ({exc.strerror})") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f"{path}: not TOML: {exc}") from exc
+
+
+def _with_shipped_profiles(raw: dict[str, Any]) -> dict[str, Any]:
+    """The file's settings with the shipped profiles filled in below its own."""
+    given = raw.get("profiles")
+    if given is None:
+        return {**raw, "profiles": {name: _shipped(name) for name in SHIPPED_PROFILES}}
+    if not isinstance(given, dict):
+        return raw
+    filled = {
+        name: {**_shipped(name), **profile} if name in SHIPPED_PROFILES and isinstance(profile, dict) else profile
+        for name, profile in given.items()
+    }
+    return {**raw, "profiles": filled}
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, tables key by key, everything else as a whole."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _plain_environment() -> dict[str, Any]:
+    return {
+        section: {key: os.environ[variable]}
+        for variable, (section, key) in PLAIN_VARIABLES.items()
+        if os.environ.get(variable)
+    }
+
+
+def _refuse_unknown_variables(sections: set[str]) -> None:
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(PREFIX)
+        and name.upper() != f"{PREFIX}CONFIG"
+        and name[len(PREFIX) :].lower().split("__")[0] not in sections
+    )
+    if unknown:
+        raise ConfigurationError(
+            f"environment: {', '.join(unknown)} set no setting; write {PREFIX}<SECTION>__<KEY>, "
+            f"with a section of {', '.join(sorted(sections))}"
+        )
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key"
+        # Only numbers and words are shown back: texts may hold secrets, tables are long.
+        shown = f" (got {item['input']!r})" if isinstance(item["input"], int | float) else ""
+        yield f"  {place}: {message}{shown}"

@@ -1,0 +1,197 @@
+"""Start-up of a partition, and so its recovery: the one way to know what is true (protocol.md, "Start-up").
+
+1. c and its metadata from the group; where there are none, a new incarnation, committed before the first record.
+2. Take the token, and with it W.
+3. W below the log start, or versions that are gone: go on where it is possible, and say so.
+4. Seek to W; records below c will be absorbed silently.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from pipeline.engine import Engine
+from pipeline.errors import BrokerAway, DecodeError, StaleToken, TransientError
+from pipeline.partition import (
+    Ownership,
+    PartitionState,
+    State,
+    from_offset,
+    next_change,
+    version_at,
+    with_version,
+)
+from pipeline.records import Committed, Partition
+from pipeline.sources.base import CommittedOffset, GroupNote, Source
+from pipeline.state.base import StateKey, StateStore, Token
+
+logger = logging.getLogger(__name__)
+
+
+class Commit(Protocol):
+    """The worker's commit: everything that is ahead, and these offsets, in one transaction."""
+
+    def __call__(self, extra: Mapping[Partition, Committed]) -> None:
+        """Raises CommitRefused, OutcomeUnknown."""
+        ...
+
+
+class StartUp:
+    """Brings assigned partitions to ``replaying`` or ``live``; keeps nothing itself.
+
+    Parameters
+    ----------
+    source, store, engines, target
+        As the worker's.
+    group, start
+        The consumer group; where a partition never committed begins (``earliest``, ``latest``).
+    new_id
+        Fresh random hex, for incarnations and nonces.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        store: StateStore,
+        engines: Mapping[str, Engine],
+        target: Callable[[str], str],
+        group: str,
+        start: str,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._source, self._store, self._engines, self._target = source, store, engines, target
+        self._group, self._start, self._new_id = group, start, new_id
+
+    def run(
+        self, due: Sequence[PartitionState], note: GroupNote, commit: Commit
+    ) -> list[tuple[PartitionState, TransientError]]:
+        """Start these partitions; returns those that must wait for a server, and why.
+
+        Raises
+        ------
+        CommitRefused, OutcomeUnknown
+            From a commit of new incarnations: all partitions start again.
+        """
+        away: list[tuple[PartitionState, TransientError]] = []
+        found = self._committed(due, away)
+        self._begin_incarnations(found, commit)
+        for state in due:
+            if state.partition not in found:
+                continue
+            try:
+                self._take(state, note, commit)
+            except StaleToken as error:
+                logger.warning("partition %s belongs to a newer generation: %s", state.partition, error)
+                state.state = State.GONE
+            except TransientError as error:
+                away.append((state, error))
+        return away
+
+    def _committed(
+        self, due: Sequence[PartitionState], away: list[tuple[PartitionState, TransientError]]
+    ) -> dict[Partition, tuple[PartitionState, CommittedOffset | None]]:
+        """Committed offsets; where one cannot be told yet, the others are asked for one by one."""
+        try:
+            offsets = self._source.committed([state.partition for state in due])
+            return {state.partition: (state, offsets[state.partition]) for state in due}
+        except BrokerAway as error:
+            if len(due) == 1:
+                away.append((due[0], error))
+                return {}
+        found: dict[Partition, tuple[PartitionState, CommittedOffset | None]] = {}
+        for state in due:
+            found |= self._committed([state], away)
+        return found
+
+    def _begin_incarnations(
+        self, found: Mapping[Partition, tuple[PartitionState, CommittedOffset | None]], commit: Commit
+    ) -> None:
+        """Rule 9: a partition never committed gets an origin, committed before its first record is read.
+
+        An offset without our metadata was set by hand or by another program: what lies before it is folded again from
+        the start of the log, and the outputs are flagged until the streams have warmed up (rule 23).
+        """
+        begun: dict[Partition, Committed] = {}
+        for partition, (state, offset) in found.items():
+            try:
+                state.committed = None if offset is None else from_offset(offset)
+            except DecodeError as error:
+                logger.warning("partition %s: %s; rebuilding from the start of the log", partition, error)
+            if state.committed is None:
+                begun[partition] = self._new_incarnation(state, offset)
+        if begun:
+            commit(extra=begun)
+
+    def _new_incarnation(self, state: PartitionState, offset: CommittedOffset | None) -> Committed:
+        only = [state.partition]
+        beginning = self._source.beginning_offsets(only)[state.partition]
+        if offset is not None:
+            origin = min(beginning, offset.offset)
+        elif self._start == "latest":
+            origin = self._source.end_offsets(only)[state.partition]
+        else:
+            origin = beginning
+        c, inexact = (origin, None) if offset is None else (offset.offset, offset.offset)
+        return Committed(c, self._new_id(), origin, ((origin, self._target(state.profile)),), inexact)
+
+    def _take(self, state: PartitionState, note: GroupNote, commit: Commit) -> None:
+        """Take the token before any row is read (rule 18), then seek to W and replay up to c."""
+        assert state.committed is not None
+        key = StateKey(self._group, state.partition, state.committed.incarnation)
+        token = Token(note.generation, self._new_id())
+        taken = self._store.take(key, token)
+        watermark = state.committed.origin if taken.watermark is None else taken.watermark
+        if watermark > state.c:
+            self._moved_back(state, watermark, commit)
+            return
+        start = self._first_available(state, watermark, commit)
+        state.owned = Ownership(key, token, taken.seq)
+        state.next = start
+        state.state = State.REPLAYING if start < state.c else State.LIVE
+        self._source.seek(state.partition, start)
+        self._source.resume([state.partition])
+        logger.info(
+            "partition %s: committed=%s watermark=%s state=%s", state.partition, state.c, watermark, state.state.value
+        )
+
+    def _moved_back(self, state: PartitionState, watermark: int, commit: Commit) -> None:
+        """Rule 23: the group's offsets were moved back by hand: a new incarnation, rebuilt and flagged."""
+        assert state.committed is not None
+        old = state.committed
+        again = self._source.committed([state.partition])[state.partition]
+        if again is not None and again.offset >= watermark:
+            state.back_to_assigned()
+            return
+        logger.warning(
+            "partition %s: offset %s is below the saved %s: offsets were moved back; rebuilding",
+            *(state.partition, old.offset, watermark),
+        )
+        origin = min(old.origin, old.offset)
+        history = tuple(pair for pair in old.history if pair[0] <= old.offset)
+        history = history or ((origin, self._target(state.profile)),)
+        commit(extra={state.partition: Committed(old.offset, self._new_id(), origin, history, old.offset)})
+        state.back_to_assigned()
+
+    def _first_available(self, state: PartitionState, watermark: int, commit: Commit) -> int:
+        """W, or the log start where the records between are gone, or were scored by versions that are (rule 22)."""
+        assert state.committed is not None
+        committed, engine = state.committed, self._engines[state.profile]
+        start = max(watermark, self._source.beginning_offsets([state.partition])[state.partition])
+        while start < committed.offset and not engine.has_version(version_at(committed, start)):
+            start = min(next_change(committed, start) or committed.offset, committed.offset)
+        if not engine.has_version(version_at(committed, start)):
+            committed = with_version(committed, start, self._target(state.profile))
+        if start > watermark:
+            logger.error(
+                "partition %s: records %s to %s are needed and gone; scores are partial until streams have warmed up",
+                *(state.partition, watermark, start),
+            )
+            committed = replace(committed, inexact_from=start)
+        if start > committed.offset:
+            committed = replace(committed, offset=start)
+        if committed is not state.committed:
+            commit(extra={state.partition: committed})
+        return start

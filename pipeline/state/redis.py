@@ -1,0 +1,317 @@
+"""The state store on Redis: three scripts, one hash per partition (protocol.md rules 18 to 21). All key names are here.
+
+The hash of a partition holds the field ``!meta`` and one field per stream. ``!meta`` is the text
+``generation nonce seq watermark layout``, with ``-`` for no watermark or layout. The field of a stream is its id in
+UTF-8, with one more ``!`` in front where the id begins with one, so that no id can be taken for ``!meta``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.retry import Retry
+
+from pipeline.errors import ConfigurationError, OwnershipError, StaleToken, StateLost, StoreAway
+from pipeline.records import Partition
+from pipeline.state.base import Load, StateKey, Taken, Token
+
+META = b"!meta"
+EXPIRY_S = 30 * 24 * 3600
+MAX_ROWS = 1000
+MAX_BYTES = 1 << 20
+
+# Answers of a server that is full, busy, starting, or in the middle of a fail-over: the same call may succeed later.
+# Inside a script Redis 6 hands the code on in the text of another error.
+PASSING_ERRORS = (OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError)
+PASSING_CODES = re.compile(r"(^|\W)(OOM|READONLY|BUSY|LOADING|MASTERDOWN|MISCONF|NOREPLICAS)\b")
+
+_READ_META = """
+local meta = redis.call('HGET', KEYS[1], '!meta')
+local generation, nonce, seq, watermark, layout
+if meta then
+  generation, nonce, seq, watermark, layout = string.match(meta, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+end
+"""
+_CHECK_TOKEN = """
+if not meta then return 'LOST' end
+if generation ~= ARGV[1] or nonce ~= ARGV[2] then
+  if tonumber(generation) > tonumber(ARGV[1]) then return 'STALE' end
+  return 'LOST'
+end
+"""
+# generation, nonce, expiry
+_TAKE = f"""{_READ_META}
+if meta and tonumber(generation) > tonumber(ARGV[1]) then return 'STALE' end
+seq = string.format('%.0f', tonumber(seq or '0') + 1)
+watermark, layout = watermark or '-', layout or '-'
+redis.call('HSET', KEYS[1], '!meta', table.concat({{ARGV[1], ARGV[2], seq, watermark, layout}}, ' '))
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return {{watermark, seq}}
+"""
+# generation, nonce, acknowledged seq, field...
+_LOAD = f"""{_READ_META}{_CHECK_TOKEN}
+if tonumber(seq) < tonumber(ARGV[3]) then return 'LOST' end
+return redis.call('HMGET', KEYS[1], unpack(ARGV, 4))
+"""
+# generation, nonce, seq, watermark, layout, expiry, number of rows, (field, value)..., deleted field...
+# The first write is one that a full server refuses; once a script has written, Redis lets it finish: all or nothing.
+# `unpack` fails below 8000 values, so long lists go in slices.
+_SAVE = f"""{_READ_META}{_CHECK_TOKEN}
+if tonumber(seq) == tonumber(ARGV[3]) + 1 then return 'DONE' end
+if tonumber(seq) ~= tonumber(ARGV[3]) then return 'LOST' end
+seq = string.format('%.0f', tonumber(seq) + 1)
+if ARGV[4] ~= '-' then watermark = ARGV[4] end
+if ARGV[5] ~= '-' then layout = ARGV[5] end
+redis.call('HSET', KEYS[1], '!meta', table.concat({{generation, nonce, seq, watermark, layout}}, ' '))
+local rows_end = 7 + 2 * tonumber(ARGV[7])
+for from = 8, rows_end, 2000 do
+  redis.call('HSET', KEYS[1], unpack(ARGV, from, math.min(from + 1999, rows_end)))
+end
+for from = rows_end + 1, #ARGV, 1000 do
+  redis.call('HDEL', KEYS[1], unpack(ARGV, from, math.min(from + 999, #ARGV)))
+end
+redis.call('EXPIRE', KEYS[1], ARGV[6])
+return 'OK'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Script:
+    text: str
+
+    @property
+    def sha(self) -> str:
+        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_TAKE_SCRIPT, _LOAD_SCRIPT, _SAVE_SCRIPT = _Script(_TAKE), _Script(_LOAD), _Script(_SAVE)
+
+
+class RedisStateStore:
+    """:class:`pipeline.state.base.StateStore` on a Redis server, 6.2 or newer. Safe to call from several threads.
+
+    Parameters
+    ----------
+    client
+        A client that never repeats a command by itself and answers in bytes; see :meth:`connect`, which makes one.
+    expected_value_bytes
+        First guess of a saved value's size, by which loads are cut into calls of about 1 MiB; sizes seen replace it.
+    """
+
+    max_save_rows = MAX_ROWS
+    max_save_bytes = MAX_BYTES
+
+    def __init__(self, client: redis.Redis, expected_value_bytes: int = 20_000) -> None:
+        self._client = client
+        self._expected_value_bytes = expected_value_bytes
+        self._largest_seen = 0
+        self._lock = threading.Lock()
+        settings = client.connection_pool.connection_kwargs
+        self._place = f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+
+    @classmethod
+    def connect(cls, url: str, timeout_s: float = 5.0, expected_value_bytes: int = 20_000) -> RedisStateStore:
+        """A store on the server at ``url``; the first connection is made by the first call.
+
+        Parameters
+        ----------
+        url
+            ``redis://``, ``rediss://`` or ``unix://``, with user, password and database where needed.
+        timeout_s
+            Seconds to wait for a connection, and for each answer.
+        expected_value_bytes
+            See the class.
+
+        Raises
+        ------
+        ConfigurationError
+            The URL cannot be read. The message does not repeat it, since it may hold a password.
+        """
+        try:
+            client = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                # redis-py repeats a command after a lost connection by default. A repeat must be ours, because only
+                # we know which number it carries and for how long it may be repeated (protocol.md rule 20).
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+                decode_responses=False,
+            )
+        except (ValueError, TypeError):
+            raise ConfigurationError(
+                "the Redis URL cannot be read; it looks like redis://[user:password@]host:port/database, "
+                "with reserved characters in the password percent-encoded"
+            ) from None
+        return cls(client, expected_value_bytes)
+
+    def check(self) -> None:
+        """Refuse a server that may drop keys by itself; see the protocol."""
+        with self._mapped_errors("check"):
+            policy = self._client.info("memory")["maxmemory_policy"]
+        if policy != "noeviction":
+            raise ConfigurationError(
+                f"Redis at {self._place} has maxmemory-policy {policy}: it would drop the state of streams at random. "
+                "Set it to noeviction."
+            )
+
+    def take(self, key: StateKey, token: Token) -> Taken:
+        """Become the only writer; see the protocol."""
+        reply = self._run(_TAKE_SCRIPT, key, token.generation, token.nonce, EXPIRY_S)
+        if isinstance(reply, bytes):
+            raise _refused(reply, key)
+        watermark, seq = reply
+        return Taken(None if watermark == b"-" else int(watermark), int(seq))
+
+    def load_many(self, loads: Sequence[Load]) -> list[dict[str, bytes]]:
+        """Saved values of the named streams, in one round trip; see the protocol."""
+        share = max(1, min(MAX_ROWS, MAX_BYTES // self._value_bytes()))
+        calls = [
+            (index, load.stream_ids[start : start + share])
+            for index, load in enumerate(loads)
+            for start in range(0, len(load.stream_ids), share)
+        ]
+        with self._mapped_errors("load"):
+            replies = self._load_replies(loads, calls)
+        found: list[dict[str, bytes]] = [{} for _ in loads]
+        for (index, stream_ids), reply in zip(calls, replies, strict=True):
+            if isinstance(reply, bytes):
+                raise _refused(reply, loads[index].key)
+            found[index].update(
+                (stream_id, value) for stream_id, value in zip(stream_ids, reply, strict=True) if value is not None
+            )
+        self._note_sizes(value for rows in found for value in rows.values())
+        return found
+
+    def save(
+        self,
+        key: StateKey,
+        token: Token,
+        seq: int,
+        rows: Mapping[str, bytes],
+        deletions: Iterable[str],
+        watermark: int | None,
+        layout: str = "",
+    ) -> int:
+        """Write rows, deletions and the watermark as the successor of ``seq``; see the protocol."""
+        if len(rows) > MAX_ROWS:
+            raise ValueError(f"{len(rows)} rows in one save of {key.partition}, at most {MAX_ROWS}")
+        pairs = [part for stream_id, value in rows.items() for part in (_field(stream_id), value)]
+        header = ("-" if watermark is None else watermark, layout or "-", EXPIRY_S, len(rows))
+        deleted = [_field(stream_id) for stream_id in deletions]
+        reply = self._run(_SAVE_SCRIPT, key, token.generation, token.nonce, seq, *header, *pairs, *deleted)
+        if reply not in (b"OK", b"DONE"):
+            raise _refused(reply, key)
+        self._note_sizes(rows.values())
+        return seq + 1
+
+    def scan(self, key: StateKey, cursor: int, count: int) -> tuple[int, dict[str, bytes]]:
+        """A slice of all saved streams; see the protocol."""
+        with self._mapped_errors("scan"):
+            following, fields = cast("Any", self._client.hscan(str(key), cursor, count=count))
+        return int(following), {_stream_id(field): value for field, value in fields.items() if field != META}
+
+    def keys(self, group: str) -> list[StateKey]:
+        """All partition states of a group; see the protocol."""
+        pattern = _literal(f"tw:{{{group}:") + "*"
+        with self._mapped_errors("list keys"):
+            names = [
+                bytes(name).decode("utf-8", "surrogatepass") for name in self._client.scan_iter(pattern, count=1000)
+            ]
+        # A group whose name goes on with ":" shares the prefix.
+        return sorted(key for key in map(_parse_key, names) if key.group == group)
+
+    def close(self) -> None:
+        """Close connections. A second call does nothing."""
+        self._client.close()
+
+    def _run(self, script: _Script, key: StateKey, *arguments: Any) -> Any:
+        with self._mapped_errors("call"):
+            try:
+                return self._client.evalsha(script.sha, 1, str(key), *arguments)
+            except NoScriptError:  # not run: a restarted server has forgotten the script
+                return self._client.eval(script.text, 1, str(key), *arguments)
+
+    def _load_replies(self, loads: Sequence[Load], calls: Sequence[tuple[int, Sequence[str]]]) -> list[Any]:
+        def replies() -> list[Any]:
+            pipeline = self._client.pipeline(transaction=False)
+            for index, stream_ids in calls:
+                key, (generation, nonce), acknowledged, _ = loads[index]
+                fields = [_field(stream_id) for stream_id in stream_ids]
+                pipeline.evalsha(_LOAD_SCRIPT.sha, 1, str(key), generation, nonce, acknowledged, *fields)
+            return pipeline.execute(raise_on_error=False)
+
+        answers = replies() if calls else []
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            self._client.script_load(_LOAD_SCRIPT.text)
+            answers = replies()
+        for answer in answers:
+            if isinstance(answer, RedisError):
+                raise answer
+        return answers
+
+    def _value_bytes(self) -> int:
+        return self._largest_seen if self._largest_seen > 0 else self._expected_value_bytes
+
+    def _note_sizes(self, values: Iterable[bytes]) -> None:
+        largest = max(map(len, values), default=0)
+        with self._lock:
+            self._largest_seen = max(self._largest_seen, largest)
+
+    @contextmanager
+    def _mapped_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as exc:
+            raise ConfigurationError(f"Redis at {self._place} refuses user or password: {exc}") from exc
+        except RedisError as exc:
+            kind = ConfigurationError if isinstance(exc, ResponseError) and not _may_pass(exc) else StoreAway
+            raise kind(f"{what} at Redis {self._place}: {type(exc).__name__}: {exc}") from exc
+
+
+def _may_pass(error: ResponseError) -> bool:
+    return isinstance(error, PASSING_ERRORS) or bool(PASSING_CODES.search(str(error)))
+
+
+def _refused(reply: bytes, key: StateKey) -> OwnershipError:
+    kind = StaleToken if reply == b"STALE" else StateLost
+    return kind(f"{reply.decode()} for {key}", key.partition)
+
+
+def _field(stream_id: str) -> bytes:
+    field = stream_id.encode("utf-8", "surrogatepass")
+    return b"!" + field if field.startswith(b"!") else field
+
+
+def _stream_id(field: bytes) -> str:
+    return field.removeprefix(b"!").decode("utf-8", "surrogatepass")
+
+
+def _literal(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in text)
+
+
+def _parse_key(name: str) -> StateKey:
+    place, incarnation = name.rsplit(":", 1)
+    group, topic, partition = place.removeprefix("tw:{").removesuffix("}").rsplit(":", 2)
+    return StateKey(group, Partition(topic, int(partition)), incarnation)

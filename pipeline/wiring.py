@@ -1,0 +1,163 @@
+"""Settings in, ready objects out: the only file where concrete classes meet."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from models.step import Scorer
+from pipeline.batcher import Batcher
+from pipeline.clock import SystemClock
+from pipeline.engine import Engine
+from pipeline.errors import ConfigurationError
+from pipeline.messages import Messages
+from pipeline.records import StepStats
+from pipeline.registry import Registry
+from pipeline.settings import Profile, Security, Settings
+from pipeline.sinks.kafka import KafkaSink
+from pipeline.sources.kafka import KafkaSource
+from pipeline.state.redis import RedisStateStore
+from pipeline.worker import Pace, Worker
+
+
+def build_worker(settings: Settings, listener: Callable[[StepStats], None]) -> Worker:
+    """A worker connected to Kafka and Redis, its model versions published, not yet started.
+
+    Raises
+    ------
+    ConfigurationError
+        Redis may drop keys, a model version is damaged, a topic is missing.
+    BrokerAway, StoreAway
+        A server does not answer.
+    """
+    apply_threads(settings)
+    device = choose_device(settings.engine.device)
+    registry = Registry(settings.registry.folder)
+    for name, profile in settings.profiles.items():
+        registry.ensure(name, profile.builtin() or profile.predictor, profile.fold())
+    store = RedisStateStore.connect(settings.redis.url.get_secret_value(), settings.redis.call_deadline_s)
+    store.check()
+    name = settings.kafka.worker_name or f"{socket.gethostname()}-{os.getpid()}"
+    return Worker(
+        build_source(settings, name),
+        build_sink(settings, name),
+        store,
+        {name: build_engine(settings, registry, name, device) for name in settings.profiles},
+        settings.profile_names(),
+        served_version(registry),
+        build_messages(settings),
+        Batcher(settings.engine.max_batch_observations),
+        build_pace(settings),
+        SystemClock(),
+        listener,
+    )
+
+
+def build_source(settings: Settings, worker_name: str) -> KafkaSource:
+    """The consumer of every topic that a profile is bound to."""
+    kafka = settings.kafka
+    return KafkaSource(
+        kafka.bootstrap_servers,
+        kafka.group,
+        settings.profile_names(),
+        client_id=f"tidewatch-{worker_name}",
+        group_instance_id=worker_name if kafka.static_membership else None,
+        session_timeout_s=kafka.session_timeout_s,
+        call_deadline_s=kafka.call_deadline_s,
+        security=security_options(kafka.security),
+    )
+
+
+def build_sink(settings: Settings, worker_name: str) -> KafkaSink:
+    """The transactional producer of this worker's slot (protocol.md rule 8)."""
+    kafka = settings.kafka
+    return KafkaSink(
+        kafka.bootstrap_servers,
+        f"{kafka.group}.{worker_name}",
+        client_id=f"tidewatch-{worker_name}",
+        transaction_timeout_s=kafka.transaction_timeout_s,
+        call_deadline_s=kafka.call_deadline_s,
+        security=security_options(kafka.security),
+    )
+
+
+def build_engine(settings: Settings, registry: Registry, name: str, device: str, detail: bool = False) -> Engine:
+    """The engine of one profile, its versions read from the registry."""
+    profile: Profile = settings.profiles[name]
+
+    def load(version: str) -> Scorer:
+        return registry.scorer(name, version, device)
+
+    limits = settings.engine
+    return Engine(name, profile, load, limits.max_resident_streams, device, limits.hidden_on_swap, detail)
+
+
+def build_messages(settings: Settings) -> Messages:
+    """Message formats under the settings' limits and topics."""
+    kafka = settings.kafka
+    return Messages(settings.profiles, settings.limits, kafka.scores_topic, kafka.alerts_topic, kafka.dead_letter_topic)
+
+
+def build_pace(settings: Settings) -> Pace:
+    """Rhythm of reading, committing and saving."""
+    kafka, redis = settings.kafka, settings.redis
+    return Pace(
+        group=kafka.group,
+        start=kafka.start,
+        commit_interval_s=kafka.commit_interval_s,
+        max_uncommitted_records=kafka.max_uncommitted_records,
+        max_poll_records=kafka.max_poll_records,
+        save_interval_s=redis.save_interval_s,
+        max_watermark_age_s=redis.max_watermark_age_s,
+    )
+
+
+def served_version(registry: Registry) -> Callable[[str], str]:
+    """Follows the registry's pointer."""
+
+    def target(profile: str) -> str:
+        version = registry.current(profile)
+        if version is None:
+            raise ConfigurationError(f"profile {profile}: the registry names no version to serve")
+        return version
+
+    return target
+
+
+def security_options(security: Security) -> dict[str, Any]:
+    """kafka-python's names for the security settings; secrets are opened here and nowhere else."""
+    password, key_password = security.password, security.key_password
+    options = {
+        "security_protocol": security.protocol,
+        "ssl_cafile": security.ca_file and str(security.ca_file),
+        "ssl_certfile": security.cert_file and str(security.cert_file),
+        "ssl_keyfile": security.key_file and str(security.key_file),
+        "ssl_password": key_password and key_password.get_secret_value(),
+        "sasl_mechanism": security.mechanism,
+        "sasl_plain_username": security.username,
+        "sasl_plain_password": password and password.get_secret_value(),
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def choose_device(wish: str) -> str:
+    """``cuda`` where there is one and it is not refused, else ``cpu``.
+
+    Raises
+    ------
+    ConfigurationError
+        ``cuda`` was asked for and there is none.
+    """
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError('engine.device is "cuda" and torch sees no GPU; use "auto" or "cpu"')
+    return "cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def apply_threads(settings: Settings) -> None:
+    """Torch's thread count, where the settings name one."""
+    if settings.engine.threads > 0:
+        torch.set_num_threads(settings.engine.threads)

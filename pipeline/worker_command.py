@@ -1,0 +1,81 @@
+"""``tidewatch worker``: consume, score, emit, until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+from pipeline.errors import TransientError
+from pipeline.health import Health
+from pipeline.metrics import Metrics
+from pipeline.settings import Settings
+from pipeline.wiring import build_worker
+from pipeline.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+CONNECT_RETRY_S = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The worker's own options; everything else is settings."""
+    parser.add_argument(
+        "--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles serve"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C: the first asks (commit, save, leave the group), the second insists."""
+    settings = Settings.load(args.settings)
+    stopping = _Stopping()
+    metrics = Metrics()
+    with Health(settings.http.host, settings.http.port, metrics.registry) as health:
+        logger.info("http address=%s", health.address)
+        worker = _connected(settings, metrics, health, stopping)
+        if worker is not None:
+            _serve(worker, metrics, health, stopping)
+    return 0
+
+
+class _Stopping:
+    """Set by the first signal; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._asked)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self.is_asked:
+            raise SystemExit(128 + number)
+        self.is_asked = True
+        logger.info("stopping: committing and saving; a second signal stops at once")
+
+
+def _connected(settings: Settings, metrics: Metrics, health: Health, stopping: _Stopping) -> Worker | None:
+    """A worker, once both servers answer; waiting is said in readiness and in the log."""
+    while not stopping.is_asked:
+        try:
+            return build_worker(settings, metrics.observe)
+        except TransientError as error:
+            logger.warning("waiting to connect: %s", error)
+            health.set_ready(False, f"waiting to connect: {error}")
+            until = time.monotonic() + CONNECT_RETRY_S
+            while time.monotonic() < until and not stopping.is_asked:
+                signal.sigtimedwait([], 0.1)
+    return None
+
+
+def _serve(worker: Worker, metrics: Metrics, health: Health, stopping: _Stopping) -> None:
+    try:
+        while not stopping.is_asked:
+            worker.step()
+            health.beat()
+            health.set_ready(worker.waiting_for is None, worker.waiting_for or "serving")
+            metrics.show(worker.status())
+    finally:
+        worker.stop()

@@ -1,0 +1,364 @@
+"""The rules of the commit, save and take-over protocol that random faults reach too seldom, one test each."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.errors import StoreAway
+from pipeline.partition import HISTORY_KEPT, from_offset, to_offset, version_at, with_version
+from pipeline.records import Committed, Partition
+from pipeline.sources.base import CommittedOffset
+from pipeline.wire import encode_control
+from pipeline.worker import Pace, Worker
+from tests.builders import (
+    GROUP,
+    INTERVAL_MS,
+    START_MS,
+    VERSION_A,
+    VERSION_B,
+    World,
+    assert_same_output,
+    make_profile,
+    make_series,
+)
+
+ONE = Partition("input", 0)
+EAGER_SAVES = Pace(group=GROUP, max_poll_records=16, save_interval_s=0.1)
+
+
+def _world(**settings: object) -> World:
+    return World(**{"partitions": 1, "pace": EAGER_SAVES, **settings})  # type: ignore[arg-type]
+
+
+def _finished(world: World) -> Worker:
+    worker = world.worker()
+    world.run(worker)
+    return worker
+
+
+def _expected(fill: object, **settings: object) -> World:
+    world = _world(**settings)
+    fill(world)  # type: ignore[operator]
+    _finished(world).stop()
+    return world
+
+
+def test_latest_start_is_committed_before_the_first_record() -> None:
+    """A group that starts at the end and dies at once goes on from there, and skips nothing."""
+    world = _world(pace=Pace(group=GROUP, start="latest", max_poll_records=16))
+    world.produce("old", make_series(0, 8))
+    worker = world.worker()
+    while world.broker.committed(GROUP, ONE) is None:
+        worker.step()
+    worker._source.expel()
+    world.produce("new", make_series(1, 8))
+    world.run(world.worker())
+    assert {stream for stream, _ in world.output().scores} == {"new"}
+
+
+def test_metadata_keeps_the_last_changes_within_the_brokers_limit() -> None:
+    """Above 4096 bytes the producer dies (rule 10)."""
+    committed = Committed(0, "i" * 16, 0, ((0, "0" * 12),))
+    for number in range(100):
+        committed = with_version(committed, 10**15 + number, f"{number:012x}")
+    written = to_offset(committed)
+    assert len(written.metadata.encode()) < 4096
+    assert len(committed.history) == HISTORY_KEPT
+    assert from_offset(written) == committed
+    assert version_at(committed, 10**15 + 99) == f"{99:012x}"
+    assert version_at(committed, 5) is None
+
+
+def _swap_run(crash_after_steps: int | None, hidden: str = "carry", swap_at: int = 30) -> World:
+    """``swap_at`` of 60 windows under version A, then the pointer moves to B; maybe a crash some steps later."""
+    world = _world(hidden=hidden)
+    series = np.concatenate([make_series(3, 120), make_series(4, 120)])
+    world.produce("s", series[: 4 * swap_at])
+    worker = _finished(world)
+    world.target = VERSION_B
+    world.clock.advance(5)
+    if crash_after_steps is None:
+        for _ in range(3):
+            worker.step()  # nothing new: the swap is at offset swap_at
+    world.produce("s", series[4 * swap_at :], start_ms=START_MS + 4 * swap_at * INTERVAL_MS)
+    if crash_after_steps is not None:
+        for _ in range(crash_after_steps):
+            worker.step()
+        worker._source.expel()
+        worker = world.worker()
+    world.run(worker)
+    return world
+
+
+def _swapped_at(world: World) -> int:
+    found = world.broker.committed(GROUP, ONE)
+    assert found is not None
+    return int(json.loads(found.metadata)["history"][-1][0])
+
+
+@pytest.mark.parametrize("crash_after_steps", [0, 1, 2, 3, 5])
+def test_swap_then_crash_ends_like_an_undisturbed_run_with_the_same_swap_offset(crash_after_steps: int) -> None:
+    """Rules 10 to 12: before, during and after the next commit."""
+    crashed = _swap_run(crash_after_steps)
+    undisturbed = _swap_run(None, swap_at=_swapped_at(crashed)).output()
+    assert_same_output(crashed.output(), undisturbed)
+    assert set(undisturbed.versions.values()) == {VERSION_A, VERSION_B}
+    assert crashed.output().versions == undisturbed.versions
+
+
+def test_wiped_store_is_replayed_across_a_swap_under_the_recorded_versions() -> None:
+    """Rule 11: below c the version comes from the history, not from the worker."""
+    more = make_series(5, 40)
+    outputs = []
+    for is_wiped in (False, True):
+        world = _swap_run(None)
+        for member in list(world.broker._groups[GROUP].members):
+            world.broker.expel(GROUP, member)
+        if is_wiped:
+            world.store.wipe()
+        world.produce("s", more, start_ms=START_MS + 240 * INTERVAL_MS)
+        world.run(world.worker())
+        outputs.append(world.output())
+    assert_same_output(outputs[1], outputs[0])
+
+
+def test_hidden_state_choice_on_a_swap_is_applied() -> None:
+    """Carry and reset differ, so the setting does something (rule 12)."""
+    carried, reset = _swap_run(None, "carry").output(), _swap_run(None, "reset").output()
+    assert carried.scores != reset.scores
+
+
+def test_stream_first_seen_just_before_a_crash_is_not_skipped() -> None:
+    """Rule 15: W is the least offset not in a saved row, not the least position of saved rows."""
+
+    def fill(world: World) -> None:
+        world.produce("old", make_series(0, 60))
+        world.produce("young", make_series(1, 4), start_ms=START_MS)
+        world.produce("old", make_series(2, 60), start_ms=START_MS + 60 * INTERVAL_MS)
+        world.produce("young", make_series(3, 4), start_ms=START_MS + 4 * INTERVAL_MS)
+
+    world = _world(pace=Pace(group=GROUP, max_poll_records=2, save_interval_s=1e6))
+    fill(world)
+    worker = world.worker()
+    for _ in range(12):
+        worker.step()
+    worker._source.expel()
+    world.run(world.worker())
+    assert_same_output(world.output(), _expected(fill).output())
+
+
+def test_long_silence_in_event_time_starts_a_fresh_row_whoever_holds_it() -> None:
+    """Rule 16: a stream ends by its own record times; a restart in between changes nothing."""
+    profile = make_profile(idle_reset_s=3600)
+
+    def fill(world: World) -> None:
+        world.produce("s", make_series(0, 130))
+        world.produce("s", make_series(0, 40), start_ms=START_MS + 500 * INTERVAL_MS)
+
+    expected = _expected(fill, profile=profile).output()
+    after = [v for (_, time), v in sorted(expected.verdicts.items()) if time >= START_MS + 500 * INTERVAL_MS]
+    assert set(after) == {2}, "a fresh row warms up again"
+    world = _world(profile=profile)
+    world.produce("s", make_series(0, 130))
+    _finished(world).stop()
+    world.produce("s", make_series(0, 40), start_ms=START_MS + 500 * INTERVAL_MS)
+    world.run(world.worker())
+    assert_same_output(world.output(), expected)
+
+
+def test_streams_that_ended_long_ago_are_deleted_and_active_ones_kept() -> None:
+    """Rule 16: memory is bounded by record time and wall time, never by Redis (invariant 7)."""
+    world = _world(profile=make_profile(idle_reset_s=3600))
+    world.produce("ended", make_series(0, 8))
+    world.produce("active", make_series(1, 8), start_ms=START_MS + 1000 * INTERVAL_MS)
+    worker = _finished(world)
+    world.clock.advance(1001 * 60)
+    world.produce("active", make_series(2, 8), start_ms=START_MS + 1010 * INTERVAL_MS)
+    world.run(worker)
+    for _ in range(5):
+        worker.step()
+        world.clock.advance(1)
+    worker.stop()
+    key = world.store.keys(GROUP)[0]
+    assert set(world.store.scan(key, 0, 100)[1]) == {"active"}
+
+
+def test_records_gone_from_the_log_are_said_aloud() -> None:
+    """Rule 22: state lost and retention past W: outputs are partial until the stream has warmed up again."""
+    world = _world()
+    world.produce("s", make_series(0, 400))
+    _finished(world).stop()
+    world.store.wipe()
+    world.broker.truncate(ONE, 60)
+    world.produce("s", make_series(1, 100), start_ms=START_MS + 400 * INTERVAL_MS)
+    successor = world.worker()
+    world.run(successor)
+    successor.stop()
+    found = world.broker.committed(GROUP, ONE)
+    assert found is not None
+    assert json.loads(found.metadata)["inexact_from"] == 60
+    late = [partial for (_, time), partial in world.output().partial.items() if time >= START_MS + 400 * INTERVAL_MS]
+    assert not any(late), "forty windows were left below c: the stream has warmed up"
+    world.store.wipe()
+    world.broker.truncate(ONE, 124)
+    world.produce("s", make_series(2, 8), start_ms=START_MS + 500 * INTERVAL_MS)
+    world.run(world.worker())
+    last = [partial for (_, time), partial in world.output().partial.items() if time >= START_MS + 500 * INTERVAL_MS]
+    assert all(last)
+
+
+def test_offsets_moved_back_by_hand_begin_a_new_incarnation() -> None:
+    """Rule 23: rows beyond c cannot be folded twice; they are rebuilt from the log."""
+    world = _world()
+    world.produce("s", make_series(0, 80))
+    _finished(world).stop()
+    before = world.broker.committed(GROUP, ONE)
+    assert before is not None
+    world.broker.move_offset(GROUP, ONE, CommittedOffset(10, before.metadata))
+    world.run(world.worker())
+    after = world.broker.committed(GROUP, ONE)
+    assert after is not None
+    assert after.offset == before.offset
+    assert json.loads(after.metadata)["incarnation"] != json.loads(before.metadata)["incarnation"]
+    assert world.output().duplicates == 40, "ten windows stay, ten are scored again, as the operator asked"
+
+
+def test_offset_without_our_metadata_is_rebuilt_from_the_log_start() -> None:
+    """What kafka-consumer-groups writes has no metadata: state is made anew, not guessed."""
+    world = _world()
+    world.produce("s", make_series(0, 80))
+    world.broker.move_offset(GROUP, ONE, CommittedOffset(10, ""))
+    world.run(world.worker())
+    scored = world.output().scores
+    assert min(time for _, time in scored) == START_MS + 40 * INTERVAL_MS
+    assert len(scored) == 40
+
+
+def test_reset_record_starts_the_stream_afresh_for_every_replay() -> None:
+    """A reset is a record in the stream's own topic, so its place is the same for all."""
+
+    def fill(world: World) -> None:
+        world.produce("s", make_series(0, 130))
+        world.send("s", encode_control("s", "reset"))
+        world.produce("s", make_series(1, 30), start_ms=START_MS + 130 * INTERVAL_MS)
+
+    expected = _expected(fill).output()
+    assert [v for (_, t), v in sorted(expected.verdicts.items()) if t >= START_MS + 130 * INTERVAL_MS] == [2] * 30
+    world = _world()
+    world.produce("s", make_series(0, 130))
+    world.send("s", encode_control("s", "reset"))
+    _finished(world).stop()
+    world.store.wipe()
+    world.produce("s", make_series(1, 30), start_ms=START_MS + 130 * INTERVAL_MS)
+    world.run(world.worker())
+    assert_same_output(world.output(), expected)
+
+
+def test_forgotten_stream_leaves_the_store() -> None:
+    """Forget is a reset whose row is deleted too."""
+    world = _world()
+    world.produce("s", make_series(0, 8))
+    world.produce("t", make_series(1, 8))
+    world.send("s", encode_control("s", "forget"))
+    _finished(world).stop()
+    assert set(world.store.scan(world.store.keys(GROUP)[0], 0, 100)[1]) == {"t"}
+
+
+def test_store_away_pauses_and_resumes_without_loss() -> None:
+    """The worker waits, says so, and goes on by itself."""
+    world = _world(max_streams=2)
+    for number in range(6):
+        world.produce(f"s{number}", make_series(number, 20))
+    away = _AwayStore(world)
+    worker = world.worker()
+    away.is_away = True
+    for _ in range(20):
+        worker.step()
+    assert worker.waiting_for == "redis"
+    away.is_away = False
+    world.run(worker, max_steps=3000)
+    assert len(world.output().scores) == 120
+    assert world.output().duplicates == 0
+
+
+def test_broker_away_waits_and_resumes_without_loss() -> None:
+    """As above, for Kafka."""
+    world = _world()
+    world.produce("s", make_series(0, 80))
+    worker = world.worker()
+    for _ in range(3):
+        worker.step()
+    world.broker.away = True
+    for _ in range(20):
+        worker.step()
+    assert worker.waiting_for == "kafka"
+    world.broker.away = False
+    world.run(worker, max_steps=3000)
+    assert len(world.output().scores) == 80
+    assert world.output().duplicates == 0
+
+
+def test_bad_records_go_to_the_dead_letters_and_change_no_neighbour() -> None:
+    """Invariant 6: each bad record costs itself only."""
+    world, clean = _world(), _world()
+    series = make_series(0, 40)
+    for each in (world, clean):
+        for at in range(0, 40, 4):
+            each.produce("s", series[at : at + 4], start_ms=START_MS + at * INTERVAL_MS)
+            if each is world:
+                each.send("s", (b"{}", b"not a window", b"\x97" + b"\x00" * 9, b'{"stream_id":"s"}')[at // 4 % 4])
+    _finished(world).stop()
+    _finished(clean).stop()
+    found = world.output()
+    assert_same_output(found, clean.output(), tolerance=0.0)
+    assert len(found.dead_letters) == 10
+    assert all(letter.reason for letter in found.dead_letters)
+
+
+def test_late_and_repeated_observations_are_counted_and_not_folded() -> None:
+    """Cutting or repeating what was folded changes no later score (design.md section 2)."""
+    world, clean = _world(), _world()
+    series = make_series(0, 80)
+    clean.produce("s", series)
+    world.produce("s", series[:40])
+    world.produce("s", series[20:60], start_ms=START_MS + 20 * INTERVAL_MS, cuts=lambda at: 13)
+    world.produce("s", series[40:], start_ms=START_MS + 40 * INTERVAL_MS)
+    _finished(world).stop()
+    _finished(clean).stop()
+    assert_same_output(world.output(), clean.output())
+    assert sum(sum(stats.late.values()) for stats in world.stats) == 40
+
+
+def test_no_output_of_a_stream_depends_on_another() -> None:
+    """Invariant 4: alone or among many, the same scores."""
+    alone, among = _world(), _world()
+    alone.produce("s", make_series(0, 60))
+    for number in range(5):
+        among.produce(f"other{number}", make_series(number, 60), cuts=lambda at: 7)
+    among.produce("s", make_series(0, 60))
+    _finished(alone).stop()
+    _finished(among).stop()
+    ours = {place: score for place, score in among.output().scores.items() if place[0] == "s"}
+    expected = alone.output().scores
+    assert ours.keys() == expected.keys()
+    np.testing.assert_allclose([ours[p] for p in sorted(ours)], [expected[p] for p in sorted(ours)], atol=1e-3)
+
+
+class _AwayStore:
+    """Makes a world's store fail as if nobody answered, while ``is_away``."""
+
+    def __init__(self, world: World) -> None:
+        self.is_away = False
+        for name in ("take", "load_many", "save", "scan"):
+            setattr(world.store, name, self._guarded(getattr(world.store, name)))
+
+    def _guarded(self, call):  # type: ignore[no-untyped-def]
+        def guarded(*args, **kwargs):  # type: ignore[no-untyped-def]
+            if self.is_away:
+                raise StoreAway("nobody answers")
+            return call(*args, **kwargs)
+
+        return guarded
