@@ -9,8 +9,6 @@ RECORDING ?=
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/
-UV := $(RUN)uv
-CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check integration gpu bench up replay
@@ -48,17 +46,17 @@ replay: $(READY)  ## replay a recording through the engine: make replay RECORDIN
 	@test -n "$(RECORDING)" || { echo "which recording? make replay RECORDING=FILE"; exit 2; }
 	@$(RUN)tidewatch replay "$(RECORDING)" --to engine
 
-# uv installs PyTorch about three times as fast as pip; where it cannot be had, pip does the same.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=..."; exit 2; }
 	@test -x $(RUN)python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
-	@echo "installing into $(VENV) (once; some minutes, most of it PyTorch)"
-	@$(RUN)python -m pip install --quiet --disable-pip-version-check uv || echo "no uv; going on with pip"
-	@$(if $(filter cpu,$(TORCH)),$(call INSTALL,$(CPU_INDEX),--index-strategy unsafe-best-match),$(call INSTALL,,))
+	@echo "installing into $(VENV) (once; a few minutes, most of it PyTorch)"
+	@$(UV) --version >/dev/null 2>&1 || $(RUN)python -m pip install --quiet --disable-pip-version-check uv \
+		|| echo "no uv; going on with pip"
+	@$(if $(filter cpu,$(TORCH)),$(UV) pip install --python $(RUN)python --torch-backend cpu $(shell grep ^torch== constraints.txt))
+	@$(call INSTALL,-c constraints.txt -e '.[dev]')
 	@touch $@
 
-define INSTALL
-$(UV) pip install --quiet --python $(RUN)python $(1) $(2) -c constraints.txt -e '.[dev]' \
-	|| $(RUN)python -m pip install --disable-pip-version-check $(1) -c constraints.txt -e '.[dev]'
-endef
+# uv installs PyTorch several times as fast as pip; where it cannot be had, pip does the same.
+UV = PATH="$(CURDIR)/$(RUN):$$PATH" uv
+INSTALL = $(UV) pip install --python $(RUN)python $(1) || $(RUN)python -m pip install $(1)

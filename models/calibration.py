@@ -15,11 +15,10 @@ from torch import Tensor
 from models.config import Evidence, FoldConfig
 from models.pretrained import PooledTail, PooledTails, Weights
 from models.step import Scorer, Trace
-from models.synthetic import SENSORS, plant, undisturbed
-from models.tail import LEVEL_FLOOR, TAIL_SHARE, WARM_UP
+from models.synthetic import SENSORS, network, plant, undisturbed
+from models.tail import LEAST_BETA, LEAST_QUANTILE, LEVEL_FLOOR, TAIL_SHARE, WARM_UP
 
 INTERVAL_S = 300.0
-ENTITY_FEATURES = 8
 OBSERVATIONS_PER_CALL = 64
 FEWEST_EXCEEDANCES = 3
 # Three of four streams start with a tail heavier than their own: the first alarms of a new stream are the ones nobody
@@ -29,26 +28,37 @@ CAREFUL = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much to fold: generated series (of one interval), units of a plant, observations of each."""
+    """How much to fold: generated series, hosts of a network, units of a plant, observations of each."""
 
     series: int = 352
+    hosts: int = 48
     units: int = 48
     observations: int = 2048
 
 
-def pooled_tails(weights: Weights, seed: int, effort: Effort = Effort()) -> PooledTails:
+FULL_EFFORT = Effort()
+
+
+def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> PooledTails:
     """The pooled tail of every kind of evidence, for weights whose own pooled tails do not matter.
 
-    S and A come from single series of every family; s from entities of eight unrelated series; T^2 from the units of a
-    generated plant, whose sensors are coupled. The first 100 observations, a stream's warm-up, do not count.
+    S and A come from single series of every family; s from the counters of a generated network's hosts; T^2 from the
+    units of a generated plant, whose sensors are coupled. The first 100 observations, a stream's warm-up, do not count.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 500 observations: T^2 begins after 400.
     """
+    if effort.observations < 500:
+        raise ValueError(f"{effort.observations} observations leave nothing to pool: T^2 begins after 400")
     made = undisturbed(effort.series, effort.observations, seed)
     values = torch.from_numpy(np.ascontiguousarray(made.values.T))
     start_ms = torch.from_numpy(made.times_ms[:, 0])
     single = _fold(weights, "single", values.unsqueeze(2), start_ms)
-    entities = effort.series // ENTITY_FEATURES
-    together = values[:, : entities * ENTITY_FEATURES].reshape(-1, entities, ENTITY_FEATURES)
-    jump = _fold(weights, "jump", together, start_ms[:entities])
+    hosts = network(effort.hosts, effort.observations, 0, seed)
+    counters = torch.from_numpy(np.stack([host.values for host in hosts], 1))
+    jump = _fold(weights, "jump", counters, start_ms[: effort.hosts])
     sensors = plant(effort.units * len(SENSORS), effort.observations, 0, seed, interval_s=INTERVAL_S)
     units = torch.from_numpy(np.stack([sensor.values[:, 0] for sensor in sensors], 1))
     coupled = _fold(weights, "coupled", units.view(-1, effort.units, len(SENSORS)), start_ms[: effort.units])
@@ -96,8 +106,10 @@ def _quantile_tail(evidence: Tensor) -> PooledTail:
         level = torch.quantile(known, 1.0 - TAIL_SHARE)
         levels.append(level)
         betas.append(torch.log(known[known > level] / level).mean())
-    return _tail(torch.stack(levels).quantile(CAREFUL), torch.stack(betas).nanquantile(CAREFUL))
+    return _tail(
+        torch.stack(levels).quantile(CAREFUL).clamp_min(LEAST_QUANTILE), torch.stack(betas).nanquantile(CAREFUL)
+    )
 
 
 def _tail(level: Tensor, beta: Tensor) -> PooledTail:
-    return PooledTail(round(float(level), 4), round(float(beta), 4))
+    return PooledTail(round(float(level), 4), round(max(float(beta), LEAST_BETA), 4))

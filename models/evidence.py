@@ -145,7 +145,17 @@ def observed(
     absent = (weight * (count >= CLIP_FROM - 1)).neg_().add_(1.0).mul_(ABSENT)
     forecast_4, forecast_8, has_4, has_8 = forecasts
     return Observed(
-        sight, moves, *scale, count, mixture, forecast_4, forecast_8, has_4 * weight, has_8 * weight, established, absent
+        sight,
+        moves,
+        *scale,
+        count,
+        mixture,
+        forecast_4,
+        forecast_8,
+        has_4 * weight,
+        has_8 * weight,
+        established,
+        absent,
     )
 
 

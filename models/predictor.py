@@ -138,6 +138,11 @@ class GruCell:
     hidden_candidate: Tensor
     hidden_bias: Tensor
 
+    @property
+    def width(self) -> int:
+        """H."""
+        return self.hidden_candidate.shape[0]
+
     def __call__(self, inputs: Tensor, h: Tensor) -> Tensor:
         """The next hidden state ``(B, H)``."""
         gates = torch.addmm(self.gates_bias, inputs, self.input_gates).addmm_(h, self.hidden_gates).sigmoid_()
@@ -155,6 +160,11 @@ class LstmCell:
     hidden: Tensor
     bias: Tensor
 
+    @property
+    def width(self) -> int:
+        """H."""
+        return self.hidden.shape[0]
+
     def __call__(self, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The next hidden and cell state, ``(B, H)`` each."""
         gates = torch.addmm(self.bias, inputs, self.inputs).addmm_(h, self.hidden)
@@ -163,7 +173,7 @@ class LstmCell:
         return torch.sigmoid(show).mul_(torch.tanh(c)), c
 
 
-Cells = tuple[GruCell, ...] | tuple[LstmCell, ...]
+Cells = tuple[GruCell | LstmCell, ...]
 
 
 def serving_cells(predictor: Predictor) -> Cells:
@@ -189,28 +199,25 @@ def serving_cells(predictor: Predictor) -> Cells:
                 b_h[split:],
             )
         )
-    return tuple(cells)  # type: ignore[return-value]  # all of one kind: the configuration has one cell
+    return tuple(cells)
 
 
 def recurrent_step(cells: Cells, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One observation of B sequences: hidden ``(B, H)`` of the last layer and the next state ``(B, state_width)``."""
     below = inputs
-    if isinstance(cells[0], GruCell):
-        if len(cells) == 1:
-            below = cells[0](inputs, state)
-            return below, below
-        layers = []
-        for cell, h in zip(cells, state.chunk(len(cells), 1), strict=True):
-            below = cell(below, h)  # type: ignore[call-arg]
-            layers.append(below)
-        return below, torch.cat(layers, 1)
-    h_parts, c_parts = [], []
-    parts = state.chunk(2 * len(cells), 1)
+    h_parts: list[Tensor] = []
+    c_parts: list[Tensor] = []
+    width = cells[0].width
     for layer, cell in enumerate(cells):
-        below, c = cell(below, parts[layer], parts[len(cells) + layer])  # type: ignore[call-arg]
+        h = state[:, layer * width : (layer + 1) * width]
+        if isinstance(cell, GruCell):
+            below = cell(below, h)
+        else:
+            below, c = cell(below, h, state[:, (len(cells) + layer) * width : (len(cells) + layer + 1) * width])
+            c_parts.append(c)
         h_parts.append(below)
-        c_parts.append(c)
-    return below, torch.cat((*h_parts, *c_parts), 1)
+    parts = h_parts + c_parts
+    return below, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 SERVED = (1, 4, 8)

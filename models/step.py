@@ -1,63 +1,38 @@
 """The fold: observations of many streams into their rows, in the normative order of recipe.md.
 
-This readable form defines the formulas; faster forms are tested against it. The rows of one call are read once: scalars,
-rings and mixture as one ``(columns, R)`` block in which every number is a contiguous vector over R = N F feature rows;
-hidden state and fast weights row by row; keys and time-of-day bins in the table itself, where they are due.
-
-Everything is indifferent to how observations are cut into calls: each recurrence advances once per observation.
+This readable form defines the formulas; faster forms are tested against it. Everything is indifferent to how observations are cut into calls: each recurrence advances once per observation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from models.chain import Chain, Look
 from models.config import FoldConfig
-from models.evidence import (
-    JUMP,
-    NONE,
-    RESIDUALS,
-    SIGNALS,
-    VALUES,
-    Activity,
-    Apart,
-    Distance,
-    DistanceChain,
-    Jump,
-    JumpChain,
-    Levels,
-    Observed,
-    Residual,
-    SeasonLevels,
-    Single,
-    SingleChain,
-    StreamEvidence,
-    mixture_tails,
-    observed,
-    one_step_forecast,
-)
-from models.fast_weights import Adaptation, Due, FastWeights, Preconditioner
+from models.evidence import NONE, SIGNALS, Observed, StreamEvidence, mixture_tails, observed, one_step_forecast
+from models.fast_weights import Due, Preconditioner
 from models.features import (
     INPUTS,
-    Normaliser,
-    Seasonal,
     floor_of,
     fold_and_look_ahead,
     fold_normaliser,
     moves_of,
     scale_of,
     sight,
-    slowest_bin_rate,
     time_bins,
     write_inputs,
 )
-from models.pretrained import Weights
+from models.hand import Hand
+from models.outcome import Evidence, StepScores, Trace
 from models.predictor import recurrent_step, serving_cells, serving_head
-from models.row import RowLayout, Rows, has_fast_weights, has_season
-from models.tail import NO_EVENT, AlertLife, Decision, QuantileTail, RateTail, decide, score_of
+from models.pretrained import Weights
+from models.row import RowLayout, Rows
+from models.tail import NO_EVENT, Decision, decide, score_of
+
+__all__ = ["Evidence", "Scorer", "StepScores", "Trace"]
 
 GAP_INTERVALS = 1.5
 AGED_TO = 100.0
@@ -66,106 +41,6 @@ INTERVAL_WINDOW = 500.0
 INTERVAL_CAP = 10.0
 FORECAST_BOUND = 1e17
 BAND = (0.01, 0.99)
-
-Group = TypeVar("Group")
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Everything ``explain`` and ``evaluate`` want of every observation; NaN where it does not exist.
-
-    ``(S, N, F)``: ``level`` (S as reported), ``raw_level``, ``record``, ``gate``, ``activity`` (A), ``surprise``,
-    ``error_4``, ``expected`` (one step ahead), ``forecast_4``, ``forecast_8``, ``contribution``. ``(S, N)``:
-    ``entity`` (s), ``entity_smooth`` (ew(s, 10)), ``values`` and ``residuals`` (T^2 / F), ``controller`` (d).
-    """
-
-    level: Tensor
-    raw_level: Tensor
-    record: Tensor
-    gate: Tensor
-    activity: Tensor
-    surprise: Tensor
-    error_4: Tensor
-    expected: Tensor
-    forecast_4: Tensor
-    forecast_8: Tensor
-    contribution: Tensor
-    entity: Tensor
-    entity_smooth: Tensor
-    values: Tensor
-    residuals: Tensor
-    controller: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What stands behind E cells of a call: those with an event, or all of them.
-
-    Attributes
-    ----------
-    s, n
-        ``(E,)`` int64: the cell.
-    observed, expected, band_low, band_high, nats
-        ``(E, F)``: raw units (NaN where missing); band = 1 and 99 % points of the one-step mixture.
-    direction
-        ``(E,)`` int8: -1 below, +1 above what was expected, 0 none.
-    gate, forecast_4, forecast_8
-        ``(E,)`` of the strongest feature; NaN where they do not exist.
-    peak, d, severity
-        ``(E,)``: peak score of the episode, controller in force, 0 none, 1 warning, 2 critical.
-    """
-
-    s: Tensor
-    n: Tensor
-    observed: Tensor
-    expected: Tensor
-    band_low: Tensor
-    band_high: Tensor
-    nats: Tensor
-    direction: Tensor
-    gate: Tensor
-    forecast_4: Tensor
-    forecast_8: Tensor
-    peak: Tensor
-    d: Tensor
-    severity: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class StepScores:
-    """Scores and events of S observations of N streams, ``(S, N)`` each.
-
-    Attributes
-    ----------
-    score
-        -log10 p, rounded to 3 decimals; NaN where every value was missing.
-    threshold
-        In force for this observation, -log10.
-    verdict
-        uint8: 0 normal, 1 anomalous, 2 warming_up, 3 missing.
-    signal
-        uint8 index into :attr:`Scorer.signals`.
-    feature
-        int16 strongest feature, -1 for an entity signal or none.
-    imputed
-        Share of values that were missing.
-    event
-        uint8: 0 none, 1 opened, 2 updated, 3 resolved.
-    details
-        Evidence of cells with an event (of all with ``detail=True``).
-    trace
-        Only with ``detail=True``.
-    """
-
-    score: Tensor
-    threshold: Tensor
-    verdict: Tensor
-    signal: Tensor
-    feature: Tensor
-    imputed: Tensor
-    event: Tensor
-    details: Evidence
-    trace: Trace | None
 
 
 class Scorer:
@@ -203,8 +78,17 @@ class Scorer:
         network = weights.build().to(self.device, dtype)
         self.cells = serving_cells(network)
         self.head = serving_head(network)
+        self.is_adaptive = has_fast_weights(config)
         self.prior = Preconditioner(weights.mu0.to(self.device, dtype), weights.P0.to(self.device, dtype))
         self.interval_ms = None if config.interval_s is None else round(config.interval_s * 1000)
+
+    def advance(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the network: inputs ``(B, I)`` and state to hidden ``(B, H)`` and the next state."""
+        return recurrent_step(self.cells, inputs, state)
+
+    def forecast(self, hidden: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Frozen forecasts from hidden ``(B, H)`` and inputs ``(I, B)`` (see :class:`models.predictor.ServingHead`)."""
+        return self.head(hidden, inputs)
 
     def rows(self, capacity: int) -> Rows:
         """A table of fresh rows for this scorer."""
@@ -253,10 +137,11 @@ class _Fold:
     def __init__(
         self, scorer: Scorer, rows: Rows, slots: Tensor, x: Tensor, times_ms: Tensor, last_ms: Tensor, detail: bool
     ) -> None:
-        self.scorer, self.config, self.layout = scorer, scorer.config, scorer.layout
-        self.table, self.slots, self.detail = rows, slots, detail
+        self.scorer, self.config = scorer, scorer.config
+        self.slots, self.detail = slots, detail
         self.steps, self.streams, self.features = x.shape
-        self.hand = _Hand(scorer, rows, slots)
+        self.hand = Hand(rows, slots, scorer.prior)
+        self.chain = Chain(self.hand, scorer.config, scorer.weights.pooled)
         raw = x.to(scorer.device, scorer.dtype).reshape(self.steps, -1)
         self.valid = torch.isfinite(raw)
         self.raw = raw
@@ -299,16 +184,16 @@ class _Fold:
         o = observed(
             seen, moves, (state.mean, self.sigma, self.floor), state.count.clone(), hand.mixture, self._forecasts(t)
         )
-        chain = hand.chain.look(o)
+        look = self.chain.look(o)
 
         # (iv) nats with the old tails, decision with the old controller
-        found = hand.chain.strongest(o, chain)
+        found = self.chain.strongest(o, look)
         score = score_of(found.nats, found.compared).mul_(self.scored[t])
         decision = decide(life, score, self.scored[t], self.elapsed_s[t], self._observations_per_alarm())
-        self._record(t, o, chain, found, score, decision)
+        self._record(t, o, look, found, score, decision)
 
         # (v) maxima, ranges, scales, tails
-        hand.chain.learn(o, chain, t)
+        self.chain.learn(o, look, t)
         life.count.add_(self.scored[t])
 
         # (vi) fast weights, from the keys of t-4 and t-8
@@ -368,12 +253,14 @@ class _Fold:
     def _forecasts(self, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The forecasts of this observation made 4 and 8 observations ago, and whether there are any."""
         hand, made = self.hand, self._per_feature(self.hand.life.forecasts)
-        none = made.new_zeros(()) if hand.pending_4 is None else None
-        four = hand.pending_4[t % 4] if hand.pending_4 is not None else made.new_zeros(made.shape)
-        eight = hand.pending_8[t % 8] if hand.pending_8 is not None else made.new_zeros(made.shape)
-        if none is not None:
-            return four, eight, torch.zeros_like(made), torch.zeros_like(made)
-        return four, eight, (made >= 4).to(made.dtype), (made >= 8).to(made.dtype)
+        none = torch.zeros_like(made)
+        four, has_four = none, none
+        if hand.pending_4 is not None:
+            four, has_four = hand.pending_4[t % 4], (made >= 4).to(made.dtype)
+        eight, has_eight = none, none
+        if hand.pending_8 is not None:
+            eight, has_eight = hand.pending_8[t % 8], (made >= 8).to(made.dtype)
+        return four, eight, has_four, has_eight
 
     def _forecast(self, t: int, due: Due | None) -> None:
         """Step the network; issue the forecasts of t+1, t+4 and t+8."""
@@ -381,12 +268,12 @@ class _Fold:
         state = hand.normaliser
         if self.scorer.weights.predictor.scope == "stream":
             together = self.inputs.view(INPUTS, self.streams, -1).permute(2, 0, 1).reshape(-1, self.streams)
-            hidden, hand.hidden = recurrent_step(scorer.cells, together.t(), hand.hidden)
-            mixture, four, eight = scorer.head(hidden, together)
+            hidden, hand.hidden = scorer.advance(together.t(), hand.hidden)
+            mixture, four, eight = scorer.forecast(hidden, together)
             hidden = hidden.repeat_interleave(self.features, 0)
         else:
-            hidden, hand.hidden = recurrent_step(scorer.cells, self.inputs.t(), hand.hidden)
-            mixture, four, eight = scorer.head(hidden, self.inputs)
+            hidden, hand.hidden = scorer.advance(self.inputs.t(), hand.hidden)
+            mixture, four, eight = scorer.forecast(hidden, self.inputs)
         hand.mixture.copy_(mixture)
         if hand.fast is not None and due is not None:
             adapted = hand.fast.corrections(hidden, self.inputs)
@@ -400,7 +287,7 @@ class _Fold:
         hand.life.forecasts.add_(1.0).clamp_max_(8.0)
 
     def _record(
-        self, t: int, o: Observed, chain: _Look, found: StreamEvidence, score: Tensor, decision: Decision
+        self, t: int, o: Observed, look: Look, found: StreamEvidence, score: Tensor, decision: Decision
     ) -> None:
         """Keep what is emitted; details only of the cells that need them."""
         out = self.out
@@ -413,14 +300,14 @@ class _Fold:
         out.event[t] = decision.event
         if self.detail:
             cells = torch.arange(self.streams, device=self.slots.device)
-            out.traces.append(self._trace(o, chain, found, decision))
+            out.traces.append(self._trace(o, look, found, decision))
         else:
             cells = (decision.event != NO_EVENT).nonzero().squeeze(1)
         if cells.numel() > 0:
-            out.details.append(self._details(t, cells, o, chain, found, decision))
+            out.details.append(self._details(t, cells, o, look, found, decision))
 
     def _details(
-        self, t: int, cells: Tensor, o: Observed, chain: _Look, found: StreamEvidence, decision: Decision
+        self, t: int, cells: Tensor, o: Observed, look: Look, found: StreamEvidence, decision: Decision
     ) -> Evidence:
         features = self.features
         rows = (cells.unsqueeze(1) * features + torch.arange(features, device=cells.device)).flatten()
@@ -431,7 +318,7 @@ class _Fold:
         mean, sigma, mixture = pick(o.mean), pick(o.sigma), o.mixture.index_select(1, rows)
         raw = torch.where(pick(o.moves.valid), pick(o.sight.x), torch.nan)
         expected = one_step_forecast(mixture, mean.flatten(), sigma.flatten()).view(-1, features)
-        low, high = (mean + sigma * torch.sinh(mixture_point(mixture, p)).view(-1, features) for p in BAND)
+        self.out.one_step.append((mixture, mean, sigma))
         nats = found.feature_nats.index_select(0, cells)
         winner = found.feature.index_select(0, cells).long()
         strongest = torch.where(winner >= 0, winner, nats.argmax(1)).unsqueeze(1)
@@ -440,19 +327,19 @@ class _Fold:
             values = pick(column) if exists is None else torch.where(pick(exists) > 0, pick(column), torch.nan)
             return values.gather(1, strongest).squeeze(1)
 
-        gate = of_strongest(chain.single.gate) if chain.single is not None else mean.new_full(cells.shape, torch.nan)
+        gate = of_strongest(look.single.gate) if look.single is not None else mean.new_full(cells.shape, torch.nan)
         four, eight = of_strongest(o.forecast_4, o.has_4), of_strongest(o.forecast_8, o.has_8)
         basis = torch.where(torch.isfinite(eight), eight, expected.gather(1, strongest).squeeze(1))
         direction = torch.sign(raw.gather(1, strongest).squeeze(1) - basis).nan_to_num_(0.0)
         has_signal = found.nats.index_select(0, cells) > 0
         return Evidence(
-            torch.full_like(cells, t), cells, raw, expected, low, high, nats,
+            torch.full_like(cells, t), cells, raw, expected, expected, expected, nats,
             (direction * has_signal).to(torch.int8), gate, four, eight,
             decision.peak.index_select(0, cells), decision.controller.index_select(0, cells),
             decision.severity.index_select(0, cells).to(torch.uint8),
         )  # fmt: skip
 
-    def _trace(self, o: Observed, chain: _Look, found: StreamEvidence, decision: Decision) -> Trace:
+    def _trace(self, o: Observed, look: Look, found: StreamEvidence, decision: Decision) -> Trace:
         shape = (self.streams, self.features)
         absent = o.mean.new_full(shape, torch.nan)
         valid, none = o.moves.weight > 0, o.mean.new_full((self.streams,), torch.nan)
@@ -460,7 +347,7 @@ class _Fold:
         def of(column: Tensor, exists: Tensor = valid) -> Tensor:
             return torch.where(exists > 0, column, torch.nan).view(shape)
 
-        single, jump, apart = chain.single, chain.jump, chain.apart
+        single, jump, apart = look.single, look.jump, look.apart
         has_mixture = o.mixture[6] > 0
         return Trace(
             level=absent if single is None else of(single.level),
@@ -475,7 +362,7 @@ class _Fold:
             forecast_8=of(o.forecast_8, o.has_8),
             contribution=found.feature_nats + 0,
             entity=none if jump is None else torch.where(jump.exists > 0, jump.s, torch.nan),
-            entity_smooth=none if jump is None else self.hand.chain.smooth_with(jump),
+            entity_smooth=none if jump is None else self.chain.smooth_with(jump),
             values=none if apart is None else torch.where(apart[0].exists > 0, apart[0].s, torch.nan),
             residuals=none if apart is None else torch.where(apart[1].exists > 0, apart[1].s, torch.nan),
             controller=decision.controller,
@@ -496,230 +383,11 @@ def _aged(count: Tensor, intervals: Tensor, gap: Tensor) -> Tensor:
 def mixture_point(mixture: Tensor, p: float) -> Tensor:
     """The p point of ``(9, R)`` mixtures of logistics, by bisection within +- 20; 0 where there is no mixture."""
     low, high = mixture.new_full(mixture.shape[1:], -20.0), mixture.new_full(mixture.shape[1:], 20.0)
-    for _ in range(40):
+    for _ in range(32):
         middle = (low + high) * 0.5
         below = mixture_tails(middle, mixture)[0] < p
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return torch.where(mixture[6] > 0, (low + high) * 0.5, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What the profile's kinds of evidence saw of one observation."""
-
-    single: Single | None
-    jump: Jump | None
-    apart: tuple[Apart, Apart] | None
-
-
-class _Chain:
-    """The kinds of evidence of one profile, behind the verbs of a fold."""
-
-    def __init__(self, hand: _Hand, scorer: Scorer) -> None:
-        self.pooled, self.features, self.life = scorer.weights.pooled, scorer.layout.features, hand.life
-        self.single = self._single(hand, scorer.config) if scorer.config.evidence == "single" else None
-        self.jump = None if self.single is not None else self._jump(hand)
-        self.distances: tuple[DistanceChain, DistanceChain] | None = None
-        if scorer.config.evidence == "coupled":
-            self.distances = self._distance(hand, "values"), self._distance(hand, "residuals")
-
-    def _single(self, hand: _Hand, config: FoldConfig) -> SingleChain:
-        level_tail = hand.feature_group("level_tail", RateTail)
-        activity_tail = hand.feature_group("activity_tail", QuantileTail)
-        level_tail.start_from(self.pooled.level)
-        activity_tail.start_from(self.pooled.activity)
-        season = hand.feature_group("season_levels", SeasonLevels) if has_season(config) else None
-        return SingleChain(
-            hand.feature_group("levels", Levels),
-            season,
-            hand.feature_group("activity", Activity),
-            level_tail,
-            activity_tail,
-            hand.feature_block("quiet_ring"),
-            self.pooled,
-            config.record_weight_p,
-        )
-
-    def _jump(self, hand: _Hand) -> JumpChain:
-        tail = hand.entity_group("entity_tail", QuantileTail)
-        tail.start_from(self.pooled.entity)
-        smooth = hand.entity_block("entity.smooth")[0]
-        return JumpChain(hand.feature_group("residual", Residual), smooth, tail, self.pooled)
-
-    def _distance(self, hand: _Hand, kind: str) -> DistanceChain:
-        tail = hand.entity_group(f"{kind}_tail", QuantileTail)
-        tail.start_from(self.pooled.residuals if kind == "residuals" else self.pooled.values)
-        name = f"{kind}_distance"
-        state = Distance(
-            hand.entity_block(f"{name}.gathered")[0],
-            hand.entity_block(f"{name}.mean"),
-            hand.entity_block(f"{name}.factor"),
-            hand.entity_block(f"{name}.smooth")[0],
-        )
-        return DistanceChain(state, tail, is_smoothed=kind == "residuals")
-
-    def look(self, o: Observed) -> _Look:
-        """Evidence of all kinds."""
-        if self.single is not None:
-            return _Look(self.single.look(o), None, None)
-        assert self.jump is not None
-        jump = self.jump.look(o, self.life.count)
-        if self.distances is None:
-            return _Look(None, jump, None)
-        age = self._distance_age()
-        apart = [
-            chain.look(vectors, present, age, self.pooled)
-            for chain, (vectors, present) in zip(self.distances, self._vectors(o), strict=True)
-        ]
-        return _Look(None, jump, (apart[0], apart[1]))
-
-    def strongest(self, o: Observed, seen: _Look) -> StreamEvidence:
-        """The maximum over kinds and features."""
-        if self.single is not None and seen.single is not None:
-            return self.single.strongest(o, seen.single, self.features)
-        assert seen.jump is not None
-        kinds = [(JUMP, seen.jump.nats, seen.jump.exists, seen.jump.contributions)]
-        if seen.apart is not None:
-            kinds += [
-                (kind, apart.nats, apart.exists, apart.parts.t())
-                for kind, apart in zip((VALUES, RESIDUALS), seen.apart, strict=True)
-            ]
-        nats = torch.stack([nats * exists for _, nats, exists, _ in kinds])
-        best, winner = nats.max(0)
-        signal = torch.tensor([kind for kind, *_ in kinds], dtype=torch.uint8, device=best.device)[winner]
-        shares = torch.stack([part / part.sum(1, keepdim=True).clamp_min(1e-12) for *_, part in kinds])
-        share = shares[winner, torch.arange(best.shape[0], device=best.device)]
-        compared = torch.stack([exists for _, _, exists, _ in kinds]).sum(0)
-        feature = torch.full(best.shape, -1, dtype=torch.int16, device=best.device)
-        return StreamEvidence(best, compared, signal.masked_fill(best <= 0, NONE), feature, share * best.unsqueeze(1))
-
-    def learn(self, o: Observed, seen: _Look, t: int) -> None:
-        """Move everything that evidence is made of."""
-        if self.single is not None and seen.single is not None:
-            self.single.learn(o, seen.single, t % self.single.quiet.shape[0])
-            return
-        assert self.jump is not None and seen.jump is not None
-        self.jump.learn(o, seen.jump, self.life.count)
-        if self.distances is not None and seen.apart is not None:
-            age = self._distance_age()
-            for chain, (vectors, present), apart in zip(self.distances, self._vectors(o), seen.apart, strict=True):
-                chain.learn(vectors, present, apart, age)
-
-    def smooth_with(self, seen: Jump) -> Tensor:
-        """ew(s, 10) with this observation, before it has been learned."""
-        assert self.jump is not None
-        rate = (seen.exists / (self.life.count - 19.0).clamp_min(1.0)).clamp_min(0.1) * seen.exists
-        return torch.where(seen.exists > 0, torch.lerp(self.jump.smooth, seen.s, rate), torch.nan)
-
-    def _distance_age(self) -> Tensor:
-        """Observations behind the tails of T^2, which begin after the first 400; counted like any tail from 20."""
-        return (self.life.count - 400.0).clamp_min_(0.0).add_(20.0)
-
-    def _vectors(self, o: Observed) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Values and four-step residuals ``(F, N)`` with what is present of them."""
-
-        def by_stream(column: Tensor) -> Tensor:
-            return column.view(-1, self.features).t()
-
-        error_4 = (o.sight.x - o.forecast_4) * o.has_4
-        return (
-            (by_stream(o.sight.x), by_stream(o.moves.weight)),
-            (by_stream(error_4), by_stream(o.has_4)),
-        )
-
-
-class _Hand:
-    """The rows of one call: private copies of what moves with every observation, views of the rest."""
-
-    def __init__(self, scorer: Scorer, rows: Rows, slots: Tensor) -> None:
-        layout = scorer.layout
-        self._layout, self._slots = layout, slots
-        self._features = rows.feature.view(-1, layout.feature_width)
-        self._entities = rows.entity
-        wide = slots.unsqueeze(1) * layout.features + torch.arange(layout.features, device=slots.device)
-        self._rows = wide.flatten()
-        self._block = self._features[:, : layout.scalar_columns].index_select(0, self._rows).t().contiguous()
-        self._entity_block = (
-            self._entities[:, : layout.entity_scalar_columns].index_select(0, slots).t().contiguous()
-        )
-        self.normaliser = self.feature_group("normaliser", Normaliser)
-        self.life = self.entity_group("life", AlertLife)
-        self.mixture = self.feature_block("mixture")
-        self.pending_4 = self.feature_block("pending_4") if layout.has("pending_4") else None
-        self.pending_8 = self.feature_block("pending_8") if layout.has("pending_8") else None
-        self.hidden = self._hidden_table()[0].index_select(0, self._hidden_table()[1])
-        self.fast = self._fast_weights(scorer) if has_fast_weights(scorer.config) else None
-        self.seasonal = self._seasonal(scorer.config) if has_season(scorer.config) else None
-        self.chain = _Chain(self, scorer)
-
-    def feature_block(self, name: str) -> Tensor:
-        """``(width, R)`` view of a slice or group."""
-        return self._block[self._layout.columns(name)]
-
-    def feature_group(self, name: str, kind: type[Group]) -> Group:
-        """A group's vectors ``(R,)``, as the fields of ``kind``."""
-        return kind(*self.feature_block(name).unbind(0))
-
-    def entity_block(self, name: str) -> Tensor:
-        """``(width, N)`` view of a slice or group of the entity row."""
-        return self._entity_block[self._layout.columns(name)]
-
-    def entity_group(self, name: str, kind: type[Group]) -> Group:
-        """A group's vectors ``(N,)``, as the fields of ``kind``."""
-        return kind(*self.entity_block(name).unbind(0))
-
-    def forget_rings(self, where: Tensor) -> None:
-        """After a gap no earlier S suppresses a new one, and no key has a target."""
-        if self._layout.has("quiet_ring"):
-            self.feature_block("quiet_ring").masked_fill_(where, 0.0)
-        if self.fast is not None:
-            self.fast.forget_keys(where)
-
-    def put_back(self, steps: int) -> None:
-        """Write everything that moved; rings begin with their oldest entry again."""
-        layout = self._layout
-        for name, length in (("quiet_ring", 10), ("pending_4", 4), ("pending_8", 8)):
-            if layout.has(name) and steps % length:
-                ring = self.feature_block(name)
-                ring.copy_(ring.roll(-(steps % length), 0))
-        self._features[:, : layout.scalar_columns].index_copy_(0, self._rows, self._block.t().contiguous())
-        self._entities[:, : layout.entity_scalar_columns].index_copy_(
-            0, self._slots, self._entity_block.t().contiguous()
-        )
-        table, index = self._hidden_table()
-        table.index_copy_(0, index, self.hidden)
-        if self.fast is not None:
-            self._put_back_fast_weights(self.fast, steps)
-
-    def _put_back_fast_weights(self, fast: FastWeights, steps: int) -> None:
-        table, weights = self._features[:, self._layout.columns("fast_weights")], fast.weights.flatten(1)
-        if steps >= 4:
-            table.index_copy_(0, self._rows, weights)
-            return
-        for index in fast.touched:
-            table.index_copy_(0, self._rows.index_select(0, index), weights.index_select(0, index))
-
-    def _hidden_table(self) -> tuple[Tensor, Tensor]:
-        columns = self._layout.columns("hidden")
-        if self._layout.slices["hidden"].where == "entity":
-            return self._entities[:, columns], self._slots
-        return self._features[:, columns], self._rows
-
-    def _fast_weights(self, scorer: Scorer) -> FastWeights:
-        weights = self._features[:, self._layout.columns("fast_weights")].index_select(0, self._rows)
-        keys = self._features[:, self._layout.columns("keys")]
-        scalars = Adaptation.of(self.feature_block("adaptation"))
-        return FastWeights(scalars, weights.view(weights.shape[0], 2, -1), keys, self._rows, scorer.prior)
-
-    def _seasonal(self, config: FoldConfig) -> Seasonal:
-        assert config.interval_s is not None
-        start = self._rows * self._layout.feature_width
-        return Seasonal(
-            self._features.view(-1),
-            start + self._layout.columns("season_mean").start,
-            start + self._layout.columns("season_count").start,
-            slowest_bin_rate(config.interval_s),
-        )
 
 
 class _Output:
@@ -733,17 +401,28 @@ class _Output:
         self.verdict, self.signal, self.event = room(torch.uint8), room(torch.uint8), room(torch.uint8)
         self.feature = room(torch.int16)
         self.details: list[Evidence] = []
+        self.one_step: list[tuple[Tensor, Tensor, Tensor]] = []
         self.traces: list[Trace] = []
 
     def scores(self, imputed: Tensor, features: int, scorer: Scorer) -> StepScores:
         """All of it, with details of the cells in the order of time."""
-        details = _joined(self.details) if self.details else _no_evidence(features, scorer)
+        details = _no_evidence(features, scorer)
+        if self.details:
+            low, high = self._bands()
+            details = replace(_joined(self.details), band_low=low, band_high=high)
         trace = None
         if self.traces:
             trace = Trace(*(torch.stack([getattr(part, name) for part in self.traces]) for name in Trace.__slots__))
         return StepScores(
             self.score, self.threshold, self.verdict, self.signal, self.feature, imputed, self.event, details, trace
         )
+
+    def _bands(self) -> tuple[Tensor, Tensor]:
+        """Raw 1 and 99 % points of the one-step mixtures of all kept cells, ``(E, F)``: found for all of them at once."""
+        mixture = torch.cat([part[0] for part in self.one_step], 1)
+        mean, sigma = (torch.cat([part[i] for part in self.one_step]) for i in (1, 2))
+        low, high = (mean + sigma * torch.sinh(mixture_point(mixture, p)).view_as(mean) for p in BAND)
+        return low, high
 
 
 def _joined(parts: list[Evidence]) -> Evidence:
@@ -755,5 +434,18 @@ def _no_evidence(features: int, scorer: Scorer) -> Evidence:
     wide = torch.empty(0, features, dtype=scorer.dtype, device=scorer.device)
     flat = torch.empty(0, dtype=scorer.dtype, device=scorer.device)
     return Evidence(
-        cell, cell, wide, wide, wide, wide, wide, flat.to(torch.int8), flat, flat, flat, flat, flat, flat.to(torch.uint8)
+        cell,
+        cell,
+        wide,
+        wide,
+        wide,
+        wide,
+        wide,
+        flat.to(torch.int8),
+        flat,
+        flat,
+        flat,
+        flat,
+        flat,
+        flat.to(torch.uint8),
     )

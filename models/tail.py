@@ -197,7 +197,9 @@ def decide(
     peak = torch.where(holding, torch.maximum(life.peak, score), life.peak)
     worst = torch.maximum(life.severity, severity)
     event = opened * OPENED + updated * UPDATED + resolved * RESOLVED
-    decision = Decision(threshold, _verdict(alarm, warm, scored), event.to(torch.uint8), peak, worst, life.controller + 0)
+    decision = Decision(
+        threshold, _verdict(alarm, warm, scored), event.to(torch.uint8), peak, worst, life.controller + 0
+    )
 
     life.peak.copy_(peak).masked_fill_(resolved, 0.0)
     life.severity.copy_(worst).masked_fill_(resolved, 0.0)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.calibration import pooled_tails
+from models.calibration import FULL_EFFORT, Effort, pooled_tails
 from models.config import Cell, PredictorConfig
 from models.features import INPUTS, window_inputs
 from models.predictor import HORIZONS, Predictor
@@ -82,7 +82,12 @@ def _nobody(progress: Progress) -> None:
 
 
 def pretrain(
-    cell: Cell, hidden: int, seed: int, schedule: Schedule = Schedule(), listener: Listener = _nobody
+    cell: Cell,
+    hidden: int,
+    seed: int,
+    schedule: Schedule = Schedule(),
+    listener: Listener = _nobody,
+    effort: Effort = FULL_EFFORT,
 ) -> Weights:
     """Weights learned from the generated corpus of ``seed``: network, preconditioner and pooled tails.
 
@@ -98,6 +103,8 @@ def pretrain(
         How long and how fast to learn.
     listener
         Called after every update and before every phase.
+    effort
+        How much to fold for the pooled tails.
 
     Raises
     ------
@@ -124,7 +131,7 @@ def pretrain(
         network=raw.network,
         mu0=mu0,
         P0=p0,
-        pooled=pooled_tails(raw, seed + HELD_OUT),
+        pooled=pooled_tails(raw, seed + HELD_OUT, effort),
         manifest=_manifest(cell, hidden, seed, schedule, epoch_losses, evaluate(network, held_out)),
     )
 
@@ -211,7 +218,7 @@ def fit(
                     group["lr"] = _rate(schedule, done)
                 loss, state = _loss(network, inputs, targets, exists, state)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), schedule.gradient_norm)
                 optimiser.step()
                 state = state.detach()

@@ -175,7 +175,8 @@ TIDEWATCH_KAFKA__GROUP=test; KAFKA_BOOTSTRAP_SERVERS and REDIS_URL are understoo
 
 def _description(command: Command, module: ModuleType | None) -> str:
     text = (module.__doc__ or "").strip() if module is not None else ""
-    return _OWN_NAME.sub("", text).replace("``", "") or command.help
+    plain = _OWN_NAME.sub("", text).replace("``", "") or command.help
+    return plain[0].upper() + plain[1:]
 
 
 def _examples(command: Command, module: ModuleType | None) -> str:

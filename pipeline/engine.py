@@ -6,8 +6,10 @@ calls of equal length, fold, and hand back what each partition may emit. No Kafk
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,8 +37,9 @@ from pipeline.records import (
 )
 from pipeline.resident import SCRATCH, ResidentRows
 from pipeline.settings import Profile
-from pipeline.state.base import HEADER, Snapshot
-from pipeline.state.codec import decode
+from pipeline.state.codec import Snapshots, decode_many
+
+logger = logging.getLogger(__name__)
 
 CALL_LENGTHS = (64, 16, 4, 1)
 """Observations per call; a window is cut into these, longest first, and cuts change nothing (invariant 1)."""
@@ -58,10 +61,28 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Detail:
+    """What stands behind the observations of one :class:`Scores`, in its order.
+
+    Attributes
+    ----------
+    event
+        ``(S,)`` uint8: 0 none, 1 opened, 2 updated, 3 resolved.
+    evidence, trace
+        The fields of :class:`models.step.Evidence` and :class:`models.step.Trace` by name, ``(S, ...)`` each.
+    """
+
+    event: UInt8
+    evidence: Mapping[str, npt.NDArray[Any]]
+    trace: Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class Absorbed:
-    """What a batch gave: outputs to emit, and counts."""
+    """What a batch gave: outputs to emit, and counts. ``details`` go with ``scores`` where the engine keeps them."""
 
     scores: list[Scores]
+    details: list[Detail]
     alerts: list[Alert]
     observations: int
     late: int
@@ -88,6 +109,7 @@ class _Batch:
     feature: npt.NDArray[np.int16] = field(init=False)
     imputed: Float32 = field(init=False)
     evidence: list[tuple[Int64, Int64, Mapping[str, npt.NDArray[Any]]]] = field(default_factory=list)
+    traces: list[tuple[Int64, Mapping[str, npt.NDArray[Any]]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         count = len(self.window)
@@ -123,6 +145,23 @@ class _Batch:
             arrays["event"] = np.zeros(len(arrays["n"]), np.uint8)
             arrays["event"][rows] = scores.event[:, :streams].cpu().numpy()[s, n]
             self.evidence.append((where[s, n], rows, arrays))
+        if scores.trace is not None:
+            traced = {f.name: getattr(scores.trace, f.name)[:, :streams].cpu().numpy() for f in fields(scores.trace)}
+            self.traces.append((where, traced))
+
+    def detail(self, cells: Int64) -> Detail:
+        """Evidence and trace of these observations, where every call kept them."""
+        count = len(self.window)
+        evidence = {
+            name: _scattered(count, [(where, arrays[name][rows]) for where, rows, arrays in self.evidence])[cells]
+            for name in self.evidence[0][2]
+            if name not in ("s", "n")
+        }
+        trace = {
+            name: _scattered(count, [(where, arrays[name]) for where, arrays in self.traces])[cells]
+            for name in self.traces[0][1]
+        }
+        return Detail(evidence.pop("event"), evidence, trace)
 
 
 class Engine:
@@ -230,32 +269,32 @@ class Engine:
         known = [stream for stream in stream_ids if stream in values]
         if not known:
             return
-        snapshots = [decode(values[stream]) for stream in known]
-        headers = np.array([snapshot.header for snapshot in snapshots], dtype=HEADER)
-        beyond = headers["position"] > committed.offset
-        if beyond.any():
-            stream = known[int(np.argmax(beyond))]
-            raise StateLost(f"{partition}: the saved row of {stream!r} is beyond the committed offset", partition)
-        if committed.inexact_from is not None:
-            headers["partial_left"][headers["position"] < committed.inexact_from] = WARM_UP_OBSERVATIONS
-        carried = [self._carried(snapshot, committed, rows) for snapshot in snapshots]
-        rows.admit(partition, known, headers, torch.stack(carried))
+        for indices, snapshots in decode_many([values[stream] for stream in known]):
+            streams = [known[index] for index in indices]
+            headers = snapshots.headers.copy()
+            beyond = headers["position"] > committed.offset
+            if beyond.any():
+                stream = streams[int(np.argmax(beyond))]
+                raise StateLost(f"{partition}: the saved row of {stream!r} is beyond the committed offset", partition)
+            if committed.inexact_from is not None:
+                headers["partial_left"][headers["position"] < committed.inexact_from] = WARM_UP_OBSERVATIONS
+            rows.admit(partition, streams, headers, self._carried(snapshots, committed, rows))
 
-    def _carried(self, snapshot: Snapshot, committed: Committed, rows: ResidentRows) -> torch.Tensor:
-        """The rows of a snapshot in this table's layout, through every version between, in their order."""
-        numbers = torch.from_numpy(snapshot.rows.copy())
-        if snapshot.model_version == rows.version:
+    def _carried(self, snapshots: Snapshots, committed: Committed, rows: ResidentRows) -> torch.Tensor:
+        """Saved rows ``(N, numbers)`` in this table's layout, through every version between, in their order."""
+        numbers = torch.from_numpy(snapshots.rows.copy())
+        if snapshots.model_version == rows.version:
             return numbers
-        chain = [name for start, name in committed.history if start >= snapshot.header["position"]]
+        if not self.has_version(snapshots.model_version):
+            logger.error("version %s of saved rows is gone: they start afresh", snapshots.model_version)
+            return rows.layout.fresh().repeat(len(numbers), 1)
+        versions = [name for _, name in committed.history]
+        chain = versions[versions.index(snapshots.model_version) + 1 :] if snapshots.model_version in versions else []
         chain = [*chain[: chain.index(rows.version)], rows.version] if rows.version in chain else [rows.version]
-        if not self.has_version(snapshot.model_version):
-            return rows.layout.fresh()
-        layout = self._scorer(snapshot.model_version).layout
-        for version in chain:
-            if self.has_version(version):
-                newer = self._scorer(version).layout
-                numbers = newer.carry(numbers, layout, self._hidden)
-                layout = newer
+        layout = self._scorer(snapshots.model_version).layout
+        for version in filter(self.has_version, chain):
+            newer = self._scorer(version).layout
+            numbers, layout = newer.carry(numbers, layout, self._hidden), newer
         return numbers
 
     def ended(self, headers: npt.NDArray[np.void], now_ms: int) -> Bool:
@@ -289,10 +328,11 @@ class Engine:
         self._note_positions(rows, windows, slots, taken, batch, now_s)
         emit_from = np.array([share.emit_from for share in shares], dtype=np.int64)[share_of]
         speaks = taken & ~windows.silent & (windows.offsets >= emit_from)
-        scores = self._scores(rows, shares, windows, share_of, speaks, partial, batch)
+        emitted = self._scores(rows, shares, windows, share_of, speaks, partial, batch)
         alerts = self._alerts(rows, shares, windows, share_of, speaks, partial, batch)
         return Absorbed(
-            scores,
+            [scores for scores, _ in emitted],
+            [batch.detail(cells) for _, cells in emitted] if self.detail else [],
             alerts,
             observations=len(batch.window) * batch.values.shape[1],
             late=batch.late,
@@ -369,8 +409,8 @@ class Engine:
         speaks: Bool,
         partial: Bool,
         batch: _Batch,
-    ) -> list[Scores]:
-        """One Scores per partition that has something to say, observations in the order of its records."""
+    ) -> list[tuple[Scores, Int64]]:
+        """One Scores per partition that has something to say, observations in its records' order, and their cells."""
         spoken = np.flatnonzero(speaks[batch.window])
         spoken = spoken[np.argsort(batch.window[spoken], kind="stable")]
         lengths = np.bincount(batch.window[spoken], minlength=len(windows))
@@ -381,25 +421,24 @@ class Engine:
             if not len(cells):
                 continue
             mine = np.flatnonzero((lengths > 0) & (share_of == number))
-            out.append(
-                Scores(
-                    share.partition,
-                    self.name,
-                    rows.version,
-                    rows.scorer.signals,
-                    [windows.stream_ids[window] for window in mine.tolist()],
-                    windows.offsets[mine],
-                    lengths[mine],
-                    batch.times_ms[cells],
-                    batch.score[cells],
-                    batch.threshold[cells],
-                    batch.verdict[cells],
-                    batch.signal[cells],
-                    batch.feature[cells],
-                    batch.imputed[cells],
-                    partial[mine],
-                )
+            scores = Scores(
+                share.partition,
+                self.name,
+                rows.version,
+                rows.scorer.signals,
+                [windows.stream_ids[window] for window in mine.tolist()],
+                windows.offsets[mine],
+                lengths[mine],
+                batch.times_ms[cells],
+                batch.score[cells],
+                batch.threshold[cells],
+                batch.verdict[cells],
+                batch.signal[cells],
+                batch.feature[cells],
+                batch.imputed[cells],
+                partial[mine],
             )
+            out.append((scores, cells))
         return out
 
     def _alerts(
@@ -453,6 +492,15 @@ class _Turn:
     slot: Int64
     first: Int64
     length: Int64
+
+
+def _scattered(count: int, parts: Sequence[tuple[Int64, npt.NDArray[Any]]]) -> npt.NDArray[Any]:
+    """Results of many calls put to their observations: values of shape where.shape + (...) become (count, ...)."""
+    where, values = parts[0]
+    whole = np.empty((count, *values.shape[where.ndim :]), values.dtype)
+    for where, values in parts:
+        whole[where] = values
+    return whole
 
 
 def _join(parts: Sequence[Windows]) -> Windows:
@@ -520,8 +568,8 @@ def _begins_anew(
 def _on_time(times: Int64, first: Bool, reset: Bool, last_event_ms: Int64) -> Bool:
     """Which observations are later than every earlier one of their stream (rare path: some are not)."""
     on_time = np.ones(len(times), dtype=bool)
-    bounds = np.flatnonzero(first | reset).tolist() + [len(times)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    bounds = [*np.flatnonzero(first | reset).tolist(), len(times)]
+    for begin, end in pairwise(bounds):
         floor = -1 if reset[begin] else int(last_event_ms[begin])
         newest = np.maximum.accumulate(np.concatenate([[floor], times[begin:end]]))
         on_time[begin:end] = times[begin:end] > newest[:-1]

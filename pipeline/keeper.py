@@ -5,7 +5,6 @@ The keeper belongs to the worker's loop; the calls to the store that save are ma
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -35,8 +34,7 @@ class Keeper:
     def __init__(self, store: StateStore, engines: Mapping[str, Engine], clock: Clock, save_interval_s: float) -> None:
         self._store, self._engines, self._clock = store, engines, clock
         self._save_interval_s = save_interval_s
-        self._saver = Saver(store)
-        self._submitted_at: deque[float] = deque()
+        self._saver = Saver(store, clock)
         self._last_images_s = clock.monotonic()
         self._sweep_due_s = clock.monotonic() + SWEEP_POLL_S
         self._sweep_cursor: dict[Partition, int] = {}
@@ -86,7 +84,6 @@ class Keeper:
         """Save these behind the work: their boundary is committed."""
         for job in jobs:
             self._saver.submit(job)
-            self._submitted_at.append(self._clock.monotonic())
 
     def collect(self, partitions: Mapping[Partition, PartitionState], timeout_s: float = 0.0) -> None:
         """Hear what became of the saves.
@@ -97,7 +94,6 @@ class Keeper:
             The store refused a partition that was still thought ours.
         """
         for result in self._saver.results(timeout_s):
-            self._submitted_at.popleft()
             owned = result.job.owned
             state = partitions.get(owned.key.partition)
             if result.error is None:
@@ -114,7 +110,12 @@ class Keeper:
 
     def unsaved_age_s(self) -> float:
         """Seconds for which the oldest submitted image has been waiting for the store."""
-        return self._clock.monotonic() - self._submitted_at[0] if self._submitted_at else 0.0
+        return 0.0 if self._saver.oldest_s is None else self._clock.monotonic() - self._saver.oldest_s
+
+    @property
+    def is_store_away(self) -> bool:
+        """Whether the store did not answer last time it was asked to save, or asked at all."""
+        return self._saver.is_store_away
 
     def sweep(self, partitions: Mapping[Partition, PartitionState]) -> None:
         """Rule 16: look through a slice of what is saved for streams that ended, by record time and wall time."""

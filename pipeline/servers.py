@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ TOPIC_ALREADY_EXISTS = 36  # Kafka protocol error code
 class EmbeddedServer(ABC):
     """A server process with its data in a folder, started on entry and stopped on exit of a ``with`` block.
 
-    Not thread-safe: start, stop, kill and restart it from one thread at a time.
+    Not thread-safe: start, stop, kill and restart it from one thread at a time; :meth:`give_up` from any.
 
     Parameters
     ----------
@@ -58,6 +59,7 @@ class EmbeddedServer(ABC):
         self._progress = progress
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._given_up = threading.Event()
 
     @property
     @abstractmethod
@@ -108,6 +110,15 @@ class EmbeddedServer(ABC):
                     self.port = 0
                     raise
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped since; it may have ended by itself."""
+        return self._process is not None
+
+    def give_up(self) -> None:
+        """Let a start that is under way in another thread fail soon; there is no start after this."""
+        self._given_up.set()
+
     def wait(self, timeout_s: float) -> bool:
         """Wait up to ``timeout_s`` for the server to end by itself; returns whether it has."""
         if self._process is None:
@@ -156,6 +167,7 @@ class EmbeddedServer(ABC):
 
     def _launch(self) -> None:
         command = self._command()
+        self._check_given_up()
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches this process only, which then stops the server.
             self._process = subprocess.Popen(
@@ -171,12 +183,13 @@ class EmbeddedServer(ABC):
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self.start_deadline_s
         while not self._answers():
+            self._check_given_up()
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(timeout=0.02)
-                raise ConfigurationError(f"{self.name} ended with code {code} while starting\n{self._end_of_log()}")
+                raise ConfigurationError(f"{self.name} ended with code {code} while starting\n{self.end_of_log()}")
             if time.monotonic() > deadline:
                 raise ConfigurationError(
-                    f"{self.name} did not answer within {self.start_deadline_s:.0f} s\n{self._end_of_log()}"
+                    f"{self.name} did not answer within {self.start_deadline_s:.0f} s\n{self.end_of_log()}"
                 )
 
     def _end(self, how: signal.Signals) -> None:
@@ -198,7 +211,12 @@ class EmbeddedServer(ABC):
                 self._process.wait()
             self._process = None
 
-    def _end_of_log(self) -> str:
+    def _check_given_up(self) -> None:
+        if self._given_up.is_set():
+            raise ConfigurationError(f"{self.name} was not wanted any more while it started")
+
+    def end_of_log(self) -> str:
+        """The last lines the server printed, for an error message."""
         lines = self.log.read_text(errors="replace").splitlines()[-20:]
         return "\n".join([f"The end of {self.log}:", *lines])
 
@@ -207,7 +225,7 @@ class EmbeddedKafka(EmbeddedServer):
     """A one-node Apache Kafka cluster: broker and controller in one process.
 
     Topics are not created automatically; see :func:`create_topics`. Limits are set for one machine and for tests:
-    session timeouts from one second on, small internal topics, about 350 MB of memory.
+    session timeouts from one second on, small internal topics, about 200 MB of memory.
 
     Parameters
     ----------

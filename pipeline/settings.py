@@ -458,6 +458,14 @@ class _Environment(Settings, BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", enable_decoding=False)
 
 
+def heard_variables() -> tuple[str, ...]:
+    """Names of the environment variables that are set and that :meth:`Settings.load` would follow.
+
+    For a child process that must follow its settings file alone.
+    """
+    return tuple(name for name in os.environ if name.upper().startswith(PREFIX) or name in PLAIN_VARIABLES)
+
+
 def _shipped(name: str) -> dict[str, Any]:
     text = (resources.files("pipeline") / "profiles" / f"{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)

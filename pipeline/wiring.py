@@ -20,12 +20,21 @@ from pipeline.registry import Registry
 from pipeline.settings import Profile, Security, Settings
 from pipeline.sinks.kafka import KafkaSink
 from pipeline.sources.kafka import KafkaSource
+from pipeline.state.base import StateStore
 from pipeline.state.redis import RedisStateStore
+from pipeline.topics.kafka import Cluster
 from pipeline.worker import Pace, Worker
 
 
-def build_worker(settings: Settings, listener: Callable[[StepStats], None]) -> Worker:
+def build_worker(settings: Settings, listener: Callable[[StepStats], None], store: StateStore | None = None) -> Worker:
     """A worker connected to Kafka and Redis, its model versions published, not yet started.
+
+    Parameters
+    ----------
+    listener
+        Told what each step did.
+    store
+        Takes the place of Redis, for a worker that is to leave no state behind.
 
     Raises
     ------
@@ -39,7 +48,7 @@ def build_worker(settings: Settings, listener: Callable[[StepStats], None]) -> W
     registry = Registry(settings.registry.folder)
     for name, profile in settings.profiles.items():
         registry.ensure(name, profile.builtin() or profile.predictor, profile.fold())
-    store = RedisStateStore.connect(settings.redis.url.get_secret_value(), settings.redis.call_deadline_s)
+    store = store or build_store(settings)
     store.check()
     name = settings.kafka.worker_name or f"{socket.gethostname()}-{os.getpid()}"
     return Worker(
@@ -55,6 +64,17 @@ def build_worker(settings: Settings, listener: Callable[[StepStats], None]) -> W
         SystemClock(),
         listener,
     )
+
+
+def build_store(settings: Settings) -> StateStore:
+    """The state of all streams, in Redis."""
+    return RedisStateStore.connect(settings.redis.url.get_secret_value(), settings.redis.call_deadline_s)
+
+
+def build_cluster(settings: Settings) -> Cluster:
+    """Kafka without a group: topics, ranges of records, plain producing."""
+    kafka = settings.kafka
+    return Cluster(kafka.bootstrap_servers, kafka.call_deadline_s, security_options(kafka.security))
 
 
 def build_source(settings: Settings, worker_name: str) -> KafkaSource:

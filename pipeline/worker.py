@@ -150,6 +150,8 @@ class Worker:
             self._lose(error)
         except OffsetsGone as error:
             self._start_over("offsets gone", error)
+        if self.waiting_for is None and self._keeper.is_store_away:
+            self.waiting_for = "redis"  # goes on with resident rows, and says so
         self._listener(self._stats)
         return self._stats
 

@@ -179,7 +179,9 @@ class World:
 
     def last(self, partition: Partition) -> int:
         """One past the last record of an input partition."""
-        return max((record.offset + 1 for record in self.broker.read(partition, self.broker.bounds(partition)[0])), default=0)
+        return max(
+            (record.offset + 1 for record in self.broker.read(partition, self.broker.bounds(partition)[0])), default=0
+        )
 
     def output(self) -> Output:
         """What left, as a read-committed reader sees it."""

@@ -40,7 +40,8 @@ def _address(variable: str, server: type[EmbeddedServer]) -> Iterator[str]:
         try:
             running.start()
         except ConfigurationError as exc:
-            pytest.fail(f"{variable} is not set, and the embedded server cannot start: {exc}", pytrace=False)
+            message = f"{variable} is not set, and the embedded server cannot start: {exc}"
+            raise pytest.fail.Exception(message, pytrace=False) from None
         try:
             yield running.address
         finally:

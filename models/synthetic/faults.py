@@ -134,31 +134,31 @@ def _stuck(rng: Generator, x: Float64, scale: Scale) -> Float64:
 
 
 def _drift(rng: Generator, x: Float64, scale: Scale) -> Float64:
-    return x + _sign(rng) * rng.uniform(0.8, 1.4) * scale.reach * np.linspace(0, 1, x.size)
+    return x + _sign(rng) * rng.uniform(0.5, 1.1) * scale.reach * np.linspace(0, 1, x.size)
 
 
 def _spike(rng: Generator, x: Float64, scale: Scale) -> Float64:
-    return x + _sign(rng) * rng.uniform(0.8, 1.5) * scale.reach
+    return x + _sign(rng) * rng.uniform(0.4, 1.0) * scale.reach
 
 
 def _level_shift(rng: Generator, x: Float64, scale: Scale) -> Float64:
-    return x + _sign(rng) * rng.uniform(0.6, 1.2) * scale.reach
+    return x + _sign(rng) * rng.uniform(0.35, 0.8) * scale.reach
 
 
 def _leak(rng: Generator, x: Float64, scale: Scale) -> Float64:
     """Falls as a vessel empties: fast, then ever slower."""
     lost = 1 - np.exp(-np.arange(1, x.size + 1) / (0.3 * x.size))
-    return x - rng.uniform(0.7, 1.2) * scale.reach * lost
+    return x - rng.uniform(0.5, 0.9) * scale.reach * lost
 
 
 def _oscillation(rng: Generator, x: Float64, scale: Scale) -> Float64:
     """A control loop that hunts."""
-    period, height = rng.uniform(5, 12), rng.uniform(0.3, 0.6) * scale.reach
+    period, height = rng.uniform(5, 12), rng.uniform(0.2, 0.45) * scale.reach
     return np.asarray(x + height * np.sin(2 * np.pi * np.arange(1, x.size + 1) / period))
 
 
 def _noise_burst(rng: Generator, x: Float64, scale: Scale) -> Float64:
-    return x + rng.uniform(0.25, 0.5) * scale.reach * rng.standard_normal(x.size)
+    return x + rng.uniform(0.2, 0.4) * scale.reach * rng.standard_normal(x.size)
 
 
 def _zero(rng: Generator, x: Float64, scale: Scale) -> Float64:

@@ -155,17 +155,17 @@ def _ddos(rng: Generator, traffic: _Traffic, at: slice) -> None:
 
 
 def _exfiltration(rng: Generator, traffic: _Traffic, at: slice) -> None:
-    """Few connections that carry far more out than usual."""
-    uploads = rng.poisson(6.0, at.stop - at.start) + 2.0
-    usual = float(traffic.bytes_out.mean())
-    traffic.add(at, uploads, sent=usual * rng.uniform(2.0, 4.0), received=2_000, failed=0.0)
+    """Uploads that carry far more out than a connection of this host usually does."""
+    uploads = rng.poisson(0.6 * float(traffic.connections.mean()), at.stop - at.start) + 3.0
+    usual = float((traffic.bytes_out / np.maximum(traffic.connections, 1)).mean())
+    traffic.add(at, uploads, sent=usual * rng.uniform(20.0, 60.0), received=500, failed=0.0)
     traffic.peers[at] += 1
 
 
 def _beaconing(rng: Generator, traffic: _Traffic, at: slice) -> None:
     """Malware calls home in bursts at a fixed rhythm, most calls unanswered."""
     minute = np.arange(at.stop - at.start)
-    calls = np.where(minute % int(rng.integers(3, 8)) == 0, rng.poisson(rng.uniform(60, 120), minute.size), 0.0)
+    calls = np.where(minute % int(rng.integers(3, 8)) == 0, rng.poisson(rng.uniform(250, 500), minute.size), 0.0)
     traffic.add(at, calls, sent=300, received=100, failed=0.7)
     traffic.ports[at] += calls > 0
     traffic.entropy[at] = np.where(calls > 0, traffic.entropy[at] * 0.5, traffic.entropy[at])
@@ -173,7 +173,7 @@ def _beaconing(rng: Generator, traffic: _Traffic, at: slice) -> None:
 
 def _worm(rng: Generator, traffic: _Traffic, at: slice) -> None:
     """An infected host tries ever more neighbours on one port."""
-    growth = np.linspace(0.2, 1, at.stop - at.start) * rng.uniform(150, 400)
+    growth = np.linspace(0.4, 1, at.stop - at.start) * rng.uniform(400, 900)
     tries = rng.poisson(growth).astype(float)
     traffic.add(at, tries, sent=800, received=60, failed=0.85)
     traffic.peers[at] += tries * 0.9

@@ -1,22 +1,16 @@
-"""Whether the model version of each profile loads, fits, and scores."""
+"""Whether the model version of each profile loads and fits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from models.config import FoldConfig
 from models.pretrained import Weights
-from models.row import Rows
 from models.step import Scorer
 from pipeline.checks.finding import Finding, ok, problem, warning
 from pipeline.errors import ConfigurationError
 from pipeline.registry import Registry, base_weights, version_name
 from pipeline.settings import Settings
-
-_TRIAL_STREAMS = 16
-_TRIAL_OBSERVATIONS = 4
 
 
 def check_versions(settings: Settings) -> Iterator[Finding]:
@@ -28,16 +22,17 @@ def check_versions(settings: Settings) -> Iterator[Finding]:
             base = base_weights(profile.builtin() or profile.predictor)
             current = registry.current(name)
             if current is None:
-                _try_out(base, fold)
-                yield ok(name, f"version {version_name(base, fold)} scores; the first worker publishes it")
+                _require_fit(base, fold)
+                yield ok(name, f"version {version_name(base, fold)} loads and fits; the first worker publishes it")
                 continue
             weights, serving = registry.load(name, current)
-            _try_out(weights, serving)
+            is_kept = weights.predictor == base.predictor
+            _require_fit(weights if is_kept else base, fold)
         except ConfigurationError as exc:
             yield problem(name, str(exc))
             continue
-        if serving == fold and weights.predictor == base.predictor:
-            yield ok(name, f"version {current} is served, and scores")
+        if serving == fold and is_kept:
+            yield ok(name, f"version {current} is served, loads and fits")
         else:
             yield warning(
                 name,
@@ -46,27 +41,11 @@ def check_versions(settings: Settings) -> Iterator[Finding]:
             )
 
 
-def _try_out(weights: Weights, fold: FoldConfig) -> None:
-    """Score a few observations of fresh streams.
-
-    Raises
-    ------
-    ConfigurationError
-        The weights do not fit the settings, or give no numbers.
-    """
+def _require_fit(weights: Weights, fold: FoldConfig) -> None:
     try:
-        scorer = Scorer(weights, fold, "cpu")
+        Scorer(weights, fold, "cpu")
     except ValueError as exc:
         raise ConfigurationError(f"the weights do not fit the profile: {exc}") from exc
-    rows = Rows.allocate(scorer.layout, _TRIAL_STREAMS, "cpu")
-    shape = (_TRIAL_OBSERVATIONS, _TRIAL_STREAMS, len(fold.features))
-    values = torch.arange(shape[0] * shape[1] * shape[2], dtype=torch.float32).reshape(shape).sin()
-    step_ms = int(1000 * (fold.interval_s or 60.0))
-    times_ms = step_ms * torch.arange(1, shape[0] + 1)[:, None].expand(shape[:2])
-    last_ms = torch.full((_TRIAL_STREAMS,), -1)
-    scores = scorer.score(rows, torch.arange(_TRIAL_STREAMS), values, times_ms, last_ms)
-    if not torch.isfinite(scores.score).all():
-        raise ConfigurationError("the weights give scores that are no numbers")
 
 
 def _differences(serving: FoldConfig, wanted: FoldConfig) -> str:

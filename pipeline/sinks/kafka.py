@@ -210,7 +210,7 @@ class KafkaSink:
         self._producer = producer
 
     def close(self) -> None:
-        """See :meth:`pipeline.sinks.base.Sink.close`. An open transaction is aborted where that takes under a second."""
+        """See :meth:`pipeline.sinks.base.Sink.close`. An open transaction is aborted if that takes under a second."""
         if self._closed:
             return
         self._closed = True

@@ -48,6 +48,8 @@ class Source(Protocol):
         ------
         OffsetsGone
             A position is no longer in the log; ``partitions`` names which.
+        BrokerAway
+            No server has been there for a while; said from time to time, poll on.
         """
         ...
 

@@ -104,14 +104,14 @@ class KafkaSource:
         OffsetsGone
             A position is no longer in the log. It stays there: seek or pause, or the next call raises again.
         BrokerAway
-            Nothing came and no broker has been connected for longer than ``call_deadline_s``.
+            No broker has been connected for another ``call_deadline_s``.
         WorkerFenced
             The group gave this member's instance id to another process.
         """
         before = self._note
         try:
             records = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-            pass
+            self._finish_joining()
         except (KeyError, AttributeError, kafka_errors.NoOffsetForPartitionError):
             # The client's thread exchanged the assignment under the client's own feet.
             if self._note is before:
@@ -192,8 +192,10 @@ class KafkaSource:
             return
         self._closed = True
         self._note = None
+        # In the middle of a join the broker answers no request to leave before the others have joined.
+        patience_s = JOIN_SLICE_MS / 1000 if self._is_joining() else self._call_deadline_s
         try:
-            self._consumer.close(autocommit=False, timeout_ms=int(self._call_deadline_s * 1000))
+            self._consumer.close(autocommit=False, timeout_ms=int(patience_s * 1000))
         except kafka_errors.KafkaError:
             self._network.close()  # the broker is away; the group finds out by the session timeout
 
@@ -233,6 +235,9 @@ class KafkaSource:
             ) from exc
         return {Partition(*partition): offset for partition, offset in found.items()}
 
+    def _is_joining(self) -> bool:
+        return bool(self._consumer.group_metadata().state == MemberState.REBALANCING)
+
     def _finish_joining(self) -> None:
         """Go on polling while the group takes us in, within reason.
 
@@ -240,15 +245,17 @@ class KafkaSource:
         forgets altogether, and then neither joins nor sends heartbeats (3.0.12). So it is reminded, and waited for.
         """
         deadline = time.monotonic() + JOIN_PATIENCE_S
-        while self._consumer.group_metadata().state == MemberState.REBALANCING and time.monotonic() < deadline:
+        while self._is_joining() and time.monotonic() < deadline:
             self._consumer._coordinator.request_rejoin()
             self._consumer.poll(timeout_ms=JOIN_SLICE_MS)  # nothing to read: what was assigned is paused
 
     def _notice_absence(self) -> None:
+        now = time.monotonic()
         if any(self._network.connected(broker.node_id) for broker in self._network.cluster.brokers()):
-            self._last_seen_s = time.monotonic()
-        elif time.monotonic() - self._last_seen_s > self._call_deadline_s:
-            raise BrokerAway(f"no broker has been connected for {time.monotonic() - self._last_seen_s:.0f} s")
+            self._last_seen_s = now
+        elif now - self._last_seen_s > self._call_deadline_s:
+            self._last_seen_s = now  # said once per deadline: in between the caller polls on, which is how it waits
+            raise BrokerAway(f"no broker has been connected for {self._call_deadline_s} s")
 
 
 class _Notes(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no type hints

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, TopicPartition
 
 from pipeline.errors import BrokerAway, CommitRefused, OffsetsGone, OutcomeUnknown, WorkerFenced
 from pipeline.memory import MemoryBroker
@@ -22,8 +20,7 @@ from pipeline.sources.base import CommittedOffset, GroupNote, Source
 from pipeline.sources.kafka import KafkaSource
 from pipeline.sources.memory import MemorySource
 from tests.fakes import END_TXN, LossyProxy
-
-DEADLINE_S = 15.0
+from tests.real_kafka import joined, produce, unique, until, visible
 
 
 class World(Protocol):
@@ -45,7 +42,7 @@ class MemoryWorld:
         self.broker = MemoryBroker()
 
     def topic(self, partitions: int = 1) -> str:
-        name = f"t-{uuid.uuid4().hex[:8]}"
+        name = unique("t")
         self.broker.create_topic(name, partitions)
         return name
 
@@ -88,34 +85,15 @@ class KafkaWorld:
         self._open: list[Source | Sink] = []
 
     def topic(self, partitions: int = 1) -> str:
-        name = f"t-{uuid.uuid4().hex[:8]}"
+        name = unique("t")
         create_topics(self.bootstrap, {name: partitions})
         return name
 
     def produce(self, topic: str, values: Sequence[bytes], partition: int = 0) -> None:
-        producer = KafkaProducer(bootstrap_servers=self.bootstrap)
-        for value in values:
-            producer.send(topic, value=value, key=b"k", partition=partition)
-        producer.flush()
-        producer.close()
+        produce(self.bootstrap, topic, values, partition)
 
     def visible(self, topic: str) -> list[bytes]:
-        reader = KafkaConsumer(
-            bootstrap_servers=self.bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
-        )
-        places = [TopicPartition(topic, number) for number in sorted(reader.partitions_for_topic(topic))]
-        reader.assign(places)
-        ends = reader.end_offsets(places)
-        values: dict[TopicPartition, list[bytes]] = {place: [] for place in places}
-
-        def done() -> bool:
-            for place, records in reader.poll(timeout_ms=50).items():
-                values[place] += [record.value for record in records]
-            return all(reader.position(place) >= ends[place] for place in places)
-
-        until(done)
-        reader.close()
-        return [value for place in places for value in values[place]]
+        return visible(self.bootstrap, topic)
 
     def truncate(self, partition: Partition, before: int) -> None:
         admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
@@ -157,28 +135,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     kafka.close()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Ask again until it holds; each condition here polls, so this does not spin."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-
-
-def joined(source: Source, others: Sequence[Source] = (), size: int | None = None) -> GroupNote:
-    """Poll until ``source`` owns partitions (``size`` of them); the others take part in the rebalance."""
-
-    def settled() -> bool:
-        for each in (source, *others):
-            each.poll(0.05, 10)
-        note = source.assignment()
-        return note is not None and (len(note.partitions) == size if size is not None else bool(note.partitions))
-
-    until(settled)
-    note = source.assignment()
-    assert note is not None
-    return note
-
-
 def read(source: Source, partition: Partition, count: int) -> list[Record]:
     """The next ``count`` records of a partition."""
     records: list[Record] = []
@@ -191,14 +147,10 @@ def read(source: Source, partition: Partition, count: int) -> list[Record]:
     return records
 
 
-def name(what: str) -> str:
-    return f"{what}-{uuid.uuid4().hex[:8]}"
-
-
 def test_outputs_and_offsets_become_visible_together(world: World) -> None:
     """Exactly-once output rests on this: neither ever appears without the other."""
-    inputs, outputs, group = world.topic(), world.topic(), name("g")
-    source, sink = world.source(group, inputs), world.sink(name("s"))
+    inputs, outputs, group = world.topic(), world.topic(), unique("g")
+    source, sink = world.source(group, inputs), world.sink(unique("s"))
     note = joined(source)
     place = Partition(inputs, 0)
     sink.add(outputs, b"k", b"one")
@@ -213,7 +165,7 @@ def test_outputs_and_offsets_become_visible_together(world: World) -> None:
 def test_aborted_outputs_are_never_visible(world: World) -> None:
     """Work of a revoked partition is repeated by its new owner; both versions visible would be a duplicate."""
     inputs, outputs = world.topic(), world.topic()
-    source, sink = world.source(name("g"), inputs), world.sink(name("s"))
+    source, sink = world.source(unique("g"), inputs), world.sink(unique("s"))
     note = joined(source)
     sink.abort()
     sink.add(outputs, None, b"forgotten")
@@ -226,7 +178,7 @@ def test_aborted_outputs_are_never_visible(world: World) -> None:
 def test_offsets_can_be_committed_without_outputs(world: World) -> None:
     """The origin of a new partition is committed before its first record (rule 9)."""
     inputs = world.topic()
-    source, sink = world.source(name("g"), inputs), world.sink(name("s"))
+    source, sink = world.source(unique("g"), inputs), world.sink(unique("s"))
     note = joined(source)
     sink.commit({Partition(inputs, 0): CommittedOffset(0, "origin")}, note)
     assert source.committed([Partition(inputs, 0)])[Partition(inputs, 0)] == CommittedOffset(0, "origin")
@@ -234,8 +186,8 @@ def test_offsets_can_be_committed_without_outputs(world: World) -> None:
 
 def test_a_commit_under_an_old_note_is_refused_and_leaves_nothing_behind(world: World) -> None:
     """A member thrown out must not commit (rule 1), neither now nor by its next transaction."""
-    inputs, outputs, group = world.topic(2), world.topic(), name("g")
-    first, second, sink = world.source(group, inputs), world.source(group, inputs), world.sink(name("s"))
+    inputs, outputs, group = world.topic(2), world.topic(), unique("g")
+    first, second, sink = world.source(group, inputs), world.source(group, inputs), world.sink(unique("s"))
     old = joined(first, size=2)
     sink.add(outputs, None, b"zombie")
     new = joined(first, [second], size=1)
@@ -252,7 +204,7 @@ def test_a_commit_under_an_old_note_is_refused_and_leaves_nothing_behind(world: 
 def test_a_note_of_nobody_is_refused(world: World) -> None:
     """Kafka takes offsets of generation -1 from anybody, so the sink must not ask (rule 1)."""
     inputs, outputs = world.topic(), world.topic()
-    source, sink = world.source(name("g"), inputs), world.sink(name("s"))
+    source, sink = world.source(unique("g"), inputs), world.sink(unique("s"))
     note = joined(source)
     sink.add(outputs, None, b"nobody's")
     with pytest.raises(CommitRefused):
@@ -264,7 +216,7 @@ def test_a_note_of_nobody_is_refused(world: World) -> None:
 def test_metadata_round_trips_up_to_its_limit(world: World) -> None:
     """The version history travels in it (rule 10); a longer string would kill the producer."""
     inputs = world.topic()
-    source, sink = world.source(name("g"), inputs), world.sink(name("s"))
+    source, sink = world.source(unique("g"), inputs), world.sink(unique("s"))
     note, place = joined(source), Partition(inputs, 0)
     sink.commit({place: CommittedOffset(1, "m" * 4096)}, note)
     with pytest.raises(ValueError, match="4096"):
@@ -277,7 +229,7 @@ def test_an_assigned_partition_waits_for_seek_and_resume(world: World) -> None:
     """Where to start is the worker's decision, and resuming before it must not read from the placeholder."""
     topic = world.topic()
     world.produce(topic, [b"0", b"1", b"2", b"3"])
-    source, place = world.source(name("g"), topic), Partition(topic, 0)
+    source, place = world.source(unique("g"), topic), Partition(topic, 0)
     note = joined(source)
     assert note.partitions == {place}
     assert source.poll(0.2, 10) == {}
@@ -295,7 +247,7 @@ def test_pause_and_seek_back_repeat_records(world: World) -> None:
     """A replay reads the same records again, and a paused partition stays silent meanwhile."""
     topic = world.topic()
     world.produce(topic, [b"0", b"1", b"2"])
-    source, place = world.source(name("g"), topic), Partition(topic, 0)
+    source, place = world.source(unique("g"), topic), Partition(topic, 0)
     joined(source)
     source.seek(place, 0)
     source.resume([place])
@@ -311,7 +263,7 @@ def test_poll_returns_no_more_than_asked_for(world: World) -> None:
     """The device's bound on uncommitted rows is kept by the number of records taken at once."""
     topic = world.topic()
     world.produce(topic, [b"0", b"1", b"2", b"3", b"4"])
-    source, place = world.source(name("g"), topic), Partition(topic, 0)
+    source, place = world.source(unique("g"), topic), Partition(topic, 0)
     joined(source)
     source.seek(place, 0)
     source.resume([place])
@@ -329,7 +281,7 @@ def test_poll_returns_no_more_than_asked_for(world: World) -> None:
 
 def test_members_share_partitions_and_inherit_them(world: World) -> None:
     """Scale-out and takeover: each partition has one owner, and a leaving member's go to the others."""
-    topic, group = world.topic(4), name("g")
+    topic, group = world.topic(4), unique("g")
     first, second = world.source(group, topic), world.source(group, topic)
     alone = joined(first, size=4)
     mine = joined(first, [second], size=2)
@@ -345,8 +297,8 @@ def test_members_share_partitions_and_inherit_them(world: World) -> None:
 
 def test_a_replaced_static_member_cannot_commit(world: World) -> None:
     """A pod started twice under one name: the newer works on, the older must end (rule 19 covers its rows)."""
-    topic, outputs, group = world.topic(2), world.topic(), name("g")
-    older, sink = world.source(group, topic, "worker-0"), world.sink(name("s"))
+    topic, outputs, group = world.topic(2), world.topic(), unique("g")
+    older, sink = world.source(group, topic, "worker-0"), world.sink(unique("s"))
     note = joined(older, size=2)
     newer = world.source(group, topic, "worker-0")
     taken = joined(newer, size=2)
@@ -355,7 +307,7 @@ def test_a_replaced_static_member_cannot_commit(world: World) -> None:
     sink.add(outputs, None, b"displaced")
     with pytest.raises(WorkerFenced):
         sink.commit({Partition(topic, 0): CommittedOffset(3, "")}, note)
-    heir = world.sink(name("s"))
+    heir = world.sink(unique("s"))
     heir.commit({Partition(topic, 0): CommittedOffset(1, "heir")}, taken)
     assert newer.committed([Partition(topic, 0)])[Partition(topic, 0)] == CommittedOffset(1, "heir")
     assert world.visible(outputs) == []
@@ -364,7 +316,7 @@ def test_a_replaced_static_member_cannot_commit(world: World) -> None:
 def test_a_lost_commit_request_is_unknown_and_then_known_to_have_failed(world: World) -> None:
     """Taken as done it would lose outputs: after the rebuild the committed offset tells (rule 5)."""
     inputs, outputs = world.topic(), world.topic()
-    source, sink = world.source(name("g"), inputs), world.sink(name("s"))
+    source, sink = world.source(unique("g"), inputs), world.sink(unique("s"))
     note, place = joined(source), Partition(inputs, 0)
     sink.commit({place: CommittedOffset(1, "before")}, note)
     sink.add(outputs, None, b"first try")
@@ -384,7 +336,7 @@ def test_a_lost_commit_request_is_unknown_and_then_known_to_have_failed(world: W
 def test_a_lost_commit_reply_is_unknown_and_then_known_to_have_succeeded(world: World) -> None:
     """Taken as failed it would repeat outputs: after the rebuild the committed offset tells (rule 5)."""
     inputs, outputs = world.topic(), world.topic()
-    source, sink = world.source(name("g"), inputs), world.sink(name("s"))
+    source, sink = world.source(unique("g"), inputs), world.sink(unique("s"))
     note, place = joined(source), Partition(inputs, 0)
     sink.add(outputs, None, b"once")
     with world.losing("reply"), pytest.raises(OutcomeUnknown):
@@ -397,7 +349,7 @@ def test_a_lost_commit_reply_is_unknown_and_then_known_to_have_succeeded(world: 
 def test_committed_waits_for_a_pending_transaction(world: World) -> None:
     """A successor that read the older offset meanwhile would emit everything twice (rule 2)."""
     inputs = world.topic()
-    source, sink = world.source(name("g"), inputs), world.sink(name("s"))
+    source, sink = world.source(unique("g"), inputs), world.sink(unique("s"))
     note, place = joined(source), Partition(inputs, 0)
     with world.losing("request"), pytest.raises(OutcomeUnknown):
         sink.commit({place: CommittedOffset(2, "")}, note)
@@ -409,8 +361,8 @@ def test_committed_waits_for_a_pending_transaction(world: World) -> None:
 
 def test_a_newer_sink_of_the_same_id_aborts_and_fences_the_older(world: World) -> None:
     """A worker restarted under its name must not wait for its former self; the former self must not win."""
-    inputs, outputs, slot = world.topic(), world.topic(), name("s")
-    source, older = world.source(name("g"), inputs), world.sink(slot)
+    inputs, outputs, slot = world.topic(), world.topic(), unique("s")
+    source, older = world.source(unique("g"), inputs), world.sink(slot)
     note, place = joined(source), Partition(inputs, 0)
     older.add(outputs, None, b"open")
     newer = world.sink(slot)
@@ -424,8 +376,8 @@ def test_a_newer_sink_of_the_same_id_aborts_and_fences_the_older(world: World) -
 
 def test_of_two_live_sinks_with_one_id_one_is_told_to_end(world: World) -> None:
     """Two processes that take the id from each other for ever would get nothing done."""
-    inputs, slot = world.topic(), name("s")
-    source, older, newer = world.source(name("g"), inputs), world.sink(slot), world.sink(slot)
+    inputs, slot = world.topic(), unique("s")
+    source, older, newer = world.source(unique("g"), inputs), world.sink(slot), world.sink(slot)
     note, offsets = joined(source), {Partition(inputs, 0): CommittedOffset(1, "")}
     with pytest.raises(OutcomeUnknown):
         older.commit(offsets, note)
@@ -443,7 +395,7 @@ def test_a_position_below_the_log_is_said_aloud(world: World) -> None:
     topic = world.topic(2)
     world.produce(topic, [b"0", b"1", b"2", b"3"])
     world.produce(topic, [b"other"], partition=1)
-    source, place, other = world.source(name("g"), topic), Partition(topic, 0), Partition(topic, 1)
+    source, place, other = world.source(unique("g"), topic), Partition(topic, 0), Partition(topic, 1)
     joined(source, size=2)
     world.truncate(place, 3)
     assert source.beginning_offsets([place, other]) == {place: 3, other: 0}
@@ -465,7 +417,7 @@ def test_an_open_transaction_ends_the_log(world: World) -> None:
     """What is not committed is neither read nor counted as there."""
     inputs, topic = world.topic(), world.topic()
     world.produce(topic, [b"0", b"1"])
-    reader, source, sink = world.source(name("g"), topic), world.source(name("g"), inputs), world.sink(name("s"))
+    reader, source, sink = world.source(unique("g"), topic), world.source(unique("g"), inputs), world.sink(unique("s"))
     joined(reader)
     note, place = joined(source), Partition(topic, 0)
     sink.add(topic, None, b"pending", 0)
@@ -482,7 +434,7 @@ def test_an_open_transaction_ends_the_log(world: World) -> None:
 def test_closing_twice_does_nothing(world: World) -> None:
     """Shutdown runs from several places; an open transaction must not hold up readers until its timeout."""
     inputs, outputs = world.topic(), world.topic()
-    source, sink = world.source(name("g"), inputs), world.sink(name("s"))
+    source, sink = world.source(unique("g"), inputs), world.sink(unique("s"))
     joined(source)
     sink.add(outputs, None, b"never")
     sink.close()

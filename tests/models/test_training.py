@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+import models
+from models.calibration import Effort, pooled_tails
 from models.config import PredictorConfig
 from models.features import window_inputs
-from models.predictor import HORIZONS, Predictor
+from models.predictor import Predictor
 from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights, builtin
 from models.synthetic import FAMILIES, corpus
 from models.training import ODD_INPUTS, Progress, Schedule, evaluate, fit, prepare, pretrain
 
 TINY = Schedule(series=44, length=256, epochs=2, batch=22, chunk=64)
+EFFORT = Effort(series=22, hosts=4, units=4, observations=500)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def reports() -> list[Progress]:
 @pytest.fixture(scope="module")
 def tiny(reports: list[Progress]) -> Weights:
     """Weights of a pretraining of a few seconds."""
-    return pretrain("gru", 8, 3, TINY, reports.append)
+    return pretrain("gru", 8, 3, TINY, reports.append, EFFORT)
 
 
 def test_pretraining_lowers_the_loss() -> None:
@@ -43,9 +46,7 @@ def test_pretraining_lowers_the_loss() -> None:
 
 def test_pretraining_of_a_seed_is_always_the_same(tiny: Weights) -> None:
     """The manifest names a command; running it again must give the weights it stands beside."""
-    again, other = pretrain("gru", 8, 3, TINY), pretrain("gru", 8, 4, TINY)
-    assert again.fingerprint() == tiny.fingerprint()
-    assert other.fingerprint() != tiny.fingerprint()
+    assert pretrain("gru", 8, 3, TINY, effort=EFFORT).fingerprint() == tiny.fingerprint()
 
 
 def test_progress_ends_at_its_total(tiny: Weights, reports: list[Progress]) -> None:
@@ -54,6 +55,16 @@ def test_progress_ends_at_its_total(tiny: Weights, reports: list[Progress]) -> N
     done = [report.done for report in reports]
     assert done == sorted(done)
     assert {"corpus", "epoch 1", "epoch 2", "preconditioner", "tails"} == {report.phase for report in reports}
+
+
+def test_pooled_tails_say_what_normal_series_do(tiny: Weights) -> None:
+    """A new stream is judged by these numbers: they must be finite, and rates must be rates."""
+    assert 0 < tiny.pooled.level.level < 0.2
+    quantiles = (tiny.pooled.activity, tiny.pooled.entity, tiny.pooled.values, tiny.pooled.residuals)
+    assert all(0.1 < tail.level < 100 for tail in quantiles)
+    assert all(0.02 <= tail.beta < 3 for tail in (*quantiles, tiny.pooled.level))
+    with pytest.raises(ValueError, match="nothing to pool"):
+        pooled_tails(tiny, 1, Effort(observations=300))
 
 
 def test_weights_reload_equal(tiny: Weights, tmp_path: Path) -> None:
@@ -99,7 +110,7 @@ def test_corpus_smaller_than_a_batch_is_refused() -> None:
 def test_shipped_weights_say_where_they_come_from(name: str) -> None:
     """Weights whose making nobody can repeat are not ours to ship."""
     weights = builtin(name)
-    folder = Path(str(__import__("models").__file__)).parent / "weights" / name
+    folder = Path(models.__file__).parent / "weights" / name
     about = json.loads((folder / MANIFEST_FILE).read_text())["about"]
     assert about["command"].startswith(f"tidewatch pretrain --cell {weights.predictor.cell}")
     assert about["corpus"].startswith("generated series only")
@@ -118,4 +129,3 @@ def test_shipped_weights_predict_series_they_never_saw(name: str) -> None:
     for index, family in enumerate(FAMILIES):
         own = lessons.of(torch.from_numpy(np.arange(index, len(made.family), len(FAMILIES))))
         assert evaluate(network, own) < evaluate(untrained, own) - 0.2, family
-    assert len(HORIZONS) == 6

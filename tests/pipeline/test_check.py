@@ -110,7 +110,7 @@ def test_estimated_memory_is_what_redis_uses(redis_url: str, changed: dict[str, 
     assert 0.97 * used / streams < cost_of(layout).redis_bytes < 1.25 * used / streams
 
 
-def test_versions_of_shipped_profiles_score(tmp_path: Path) -> None:
+def test_versions_of_shipped_profiles_fit(tmp_path: Path) -> None:
     """Before the first worker ran there is no version, and it is known that one can be made."""
     findings = list(check_versions(make_settings(tmp_path)))
     assert [finding.level for finding in findings] == [Level.OK, Level.OK]

@@ -107,7 +107,7 @@ def test_store_wiped_in_mid_run_is_rebuilt_from_the_log(undisturbed: Output) -> 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_store_rolled_back_is_noticed_and_replayed(seed: int, undisturbed: Output) -> None:
-    """A store that forgot acknowledged writes answers as if nothing had happened; the sequence number tells (rule 20)."""
+    """A store that forgot acknowledged writes answers as if nothing had happened; its number tells (rule 20)."""
     chance = random.Random(seed)
     world = _filled(max_streams=3, pace=Pace(group=GROUP, max_poll_records=16, save_interval_s=0.5))
     worker = world.worker()

@@ -180,7 +180,7 @@ def test_streams_that_ended_long_ago_are_deleted_and_active_ones_kept() -> None:
     world.run(worker)
     for _ in range(5):
         worker.step()
-        world.clock.advance(1)
+        world.clock.advance(61)
     worker.stop()
     key = world.store.keys(GROUP)[0]
     assert set(world.store.scan(key, 0, 100)[1]) == {"active"}

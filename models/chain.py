@@ -1,0 +1,159 @@
+"""The kinds of evidence that a profile asks for, over the rows of one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.config import FoldConfig
+from models.evidence import (
+    JUMP,
+    NONE,
+    RESIDUALS,
+    VALUES,
+    Activity,
+    Apart,
+    Distance,
+    DistanceChain,
+    Jump,
+    JumpChain,
+    Levels,
+    Observed,
+    Residual,
+    SeasonLevels,
+    Single,
+    SingleChain,
+    StreamEvidence,
+)
+from models.hand import Hand
+from models.pretrained import PooledTails
+from models.row import has_season
+from models.tail import QuantileTail, RateTail
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the profile's kinds of evidence saw of one observation."""
+
+    single: Single | None
+    jump: Jump | None
+    apart: tuple[Apart, Apart] | None
+
+
+class Chain:
+    """The kinds of evidence of one profile, behind the verbs of a fold."""
+
+    def __init__(self, hand: Hand, config: FoldConfig, pooled: PooledTails) -> None:
+        self.pooled, self.features, self.life = pooled, len(config.features), hand.life
+        self.single = self._single(hand, config) if config.evidence == "single" else None
+        self.jump = None if self.single is not None else self._jump(hand)
+        self.distances: tuple[DistanceChain, DistanceChain] | None = None
+        if config.evidence == "coupled":
+            self.distances = self._distance(hand, "values"), self._distance(hand, "residuals")
+
+    def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
+        level_tail = hand.feature_group("level_tail", RateTail)
+        activity_tail = hand.feature_group("activity_tail", QuantileTail)
+        level_tail.start_from(self.pooled.level)
+        activity_tail.start_from(self.pooled.activity)
+        season = hand.feature_group("season_levels", SeasonLevels) if has_season(config) else None
+        return SingleChain(
+            hand.feature_group("levels", Levels),
+            season,
+            hand.feature_group("activity", Activity),
+            level_tail,
+            activity_tail,
+            hand.feature_block("quiet_ring"),
+            self.pooled,
+            config.record_weight_p,
+        )
+
+    def _jump(self, hand: Hand) -> JumpChain:
+        tail = hand.entity_group("entity_tail", QuantileTail)
+        tail.start_from(self.pooled.entity)
+        smooth = hand.entity_block("entity.smooth")[0]
+        return JumpChain(hand.feature_group("residual", Residual), smooth, tail, self.pooled)
+
+    def _distance(self, hand: Hand, kind: str) -> DistanceChain:
+        tail = hand.entity_group(f"{kind}_tail", QuantileTail)
+        tail.start_from(self.pooled.residuals if kind == "residuals" else self.pooled.values)
+        name = f"{kind}_distance"
+        state = Distance(
+            hand.entity_block(f"{name}.gathered")[0],
+            hand.entity_block(f"{name}.mean"),
+            hand.entity_block(f"{name}.factor"),
+            hand.entity_block(f"{name}.smooth")[0],
+        )
+        return DistanceChain(state, tail, is_smoothed=kind == "residuals")
+
+    def look(self, o: Observed) -> Look:
+        """Evidence of all kinds."""
+        if self.single is not None:
+            return Look(self.single.look(o), None, None)
+        assert self.jump is not None
+        jump = self.jump.look(o, self.life.count)
+        if self.distances is None:
+            return Look(None, jump, None)
+        age = self._distance_age()
+        apart = [
+            chain.look(vectors, present, age, self.pooled)
+            for chain, (vectors, present) in zip(self.distances, self._vectors(o), strict=True)
+        ]
+        return Look(None, jump, (apart[0], apart[1]))
+
+    def strongest(self, o: Observed, seen: Look) -> StreamEvidence:
+        """The maximum over kinds and features."""
+        if self.single is not None and seen.single is not None:
+            return self.single.strongest(o, seen.single, self.features)
+        assert seen.jump is not None
+        kinds = [(JUMP, seen.jump.nats, seen.jump.exists, seen.jump.contributions)]
+        if seen.apart is not None:
+            kinds += [
+                (kind, apart.nats, apart.exists, apart.parts.t())
+                for kind, apart in zip((VALUES, RESIDUALS), seen.apart, strict=True)
+            ]
+        nats = torch.stack([nats * exists for _, nats, exists, _ in kinds])
+        best, winner = nats.max(0)
+        signal = torch.tensor([kind for kind, *_ in kinds], dtype=torch.uint8, device=best.device)[winner]
+        shares = torch.stack([part / part.sum(1, keepdim=True).clamp_min(1e-12) for *_, part in kinds])
+        share = shares[winner, torch.arange(best.shape[0], device=best.device)]
+        compared = torch.stack([exists for _, _, exists, _ in kinds]).sum(0)
+        feature = torch.full(best.shape, -1, dtype=torch.int16, device=best.device)
+        return StreamEvidence(best, compared, signal.masked_fill(best <= 0, NONE), feature, share * best.unsqueeze(1))
+
+    def learn(self, o: Observed, seen: Look, t: int) -> None:
+        """Move everything that evidence is made of."""
+        if self.single is not None and seen.single is not None:
+            self.single.learn(o, seen.single, t % self.single.quiet.shape[0])
+            return
+        assert self.jump is not None
+        assert seen.jump is not None
+        self.jump.learn(o, seen.jump, self.life.count)
+        if self.distances is not None and seen.apart is not None:
+            age = self._distance_age()
+            for chain, (vectors, present), apart in zip(self.distances, self._vectors(o), seen.apart, strict=True):
+                chain.learn(vectors, present, apart, age)
+
+    def smooth_with(self, seen: Jump) -> Tensor:
+        """ew(s, 10) with this observation, before it has been learned."""
+        assert self.jump is not None
+        rate = (seen.exists / (self.life.count - 19.0).clamp_min(1.0)).clamp_min(0.1) * seen.exists
+        return torch.where(seen.exists > 0, torch.lerp(self.jump.smooth, seen.s, rate), torch.nan)
+
+    def _distance_age(self) -> Tensor:
+        """Observations behind the tails of T^2, which begin after the first 400; counted like any tail from 20."""
+        return (self.life.count - 400.0).clamp_min_(0.0).add_(20.0)
+
+    def _vectors(self, o: Observed) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Values and four-step residuals ``(F, N)`` with what is present of them."""
+
+        def by_stream(column: Tensor) -> Tensor:
+            return column.view(-1, self.features).t()
+
+        error_4 = (o.sight.x - o.forecast_4) * o.has_4
+        return (
+            (by_stream(o.sight.x), by_stream(o.moves.weight)),
+            (by_stream(error_4), by_stream(o.has_4)),
+        )

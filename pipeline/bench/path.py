@@ -1,0 +1,136 @@
+"""Rates through real servers: the production worker's whole path, its latency, and reading alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.errors import BrokerAway
+from pipeline.messages import Messages
+from pipeline.records import Int64, Partition
+from pipeline.sources.base import Source
+from pipeline.worker import Worker
+
+PATIENCE_S = 60.0
+"""Without progress for this long a measurement gives up."""
+
+Ends = Mapping[Partition, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The committed offsets at a moment, by both clocks."""
+
+    at_s: float
+    at_ms: int
+    offsets: dict[Partition, int]
+
+
+@dataclass(slots=True)
+class Drive:
+    """Steps a worker and notes when which offset was committed.
+
+    Attributes
+    ----------
+    history
+        Every change of the committed offsets.
+    stages_s
+        Seconds the worker spent in each of its stages.
+    """
+
+    worker: Worker
+    history: list[Reached] = field(default_factory=list)
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+    def step(self) -> None:
+        """One step of the worker."""
+        stats = self.worker.step()
+        for stage, seconds in stats.seconds.items():
+            self.stages_s[stage] = self.stages_s.get(stage, 0.0) + seconds
+        offsets = {p: state.c for p, state in self.worker.partitions.items() if state.committed is not None}
+        if not self.history or offsets != self.history[-1].offsets:
+            self.history.append(Reached(time.perf_counter(), time.time_ns() // 1_000_000, offsets))
+
+    def until(self, ends: Ends) -> Reached:
+        """Step until everything below ``ends`` is committed.
+
+        Raises
+        ------
+        BrokerAway
+            Nothing was committed for a minute.
+        """
+        while not self.history or not _has(self.history[-1], ends):
+            self.step()
+            if self.history and time.perf_counter() - self.history[-1].at_s > PATIENCE_S:
+                raise BrokerAway(f"nothing was committed for {PATIENCE_S:g} s; reached {self.history[-1].offsets}")
+        return self.history[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class PathRate:
+    """Messages/s from topic to committed offset, over ``seconds``, and the shares of the worker's stages in them."""
+
+    messages_per_s: float
+    seconds: float
+    stages: dict[str, float]
+
+
+def path_rate(drive: Drive, ends: Ends) -> PathRate:
+    """Let the worker run from where it stands to ``ends``, all of which is in the topic."""
+    start = drive.history[-1]
+    began = time.perf_counter()
+    drive.stages_s.clear()
+    stop = drive.until(ends)
+    seconds = stop.at_s - began
+    messages = sum(stop.offsets[partition] - start.offsets[partition] for partition in ends)
+    return PathRate(messages / seconds, seconds, {name: s / seconds for name, s in sorted(drive.stages_s.items())})
+
+
+def latencies_ms(history: list[Reached], partition: Partition, begin: int, arrived_ms: Int64) -> Int64:
+    """From arrival to committed score, for the records of a partition from offset ``begin`` on.
+
+    Parameters
+    ----------
+    arrived_ms
+        ``(N,)`` Kafka timestamps, the broker's.
+    """
+    committed = np.array([reached.offsets.get(partition, -1) for reached in history], dtype=np.int64)
+    at_ms = np.array([reached.at_ms for reached in history], dtype=np.int64)
+    offsets = np.arange(begin, begin + len(arrived_ms))
+    return at_ms[np.searchsorted(committed, offsets, side="right")] - arrived_ms
+
+
+def read_rate(
+    source: Source, messages: Messages, profile: str, first: Ends, ends: Ends, max_records: int, seconds: float
+) -> float:
+    """Messages/s of polling and decoding, and nothing else, from ``first`` to ``ends`` or for so many seconds."""
+    _wait_for_assignment(source, ends)
+    for partition, offset in first.items():
+        source.seek(partition, offset)
+    source.resume(ends)
+    began, done, until = 0.0, 0, float("inf")
+    reached = dict(first)
+    while any(reached[partition] < end for partition, end in ends.items()) and time.perf_counter() < until:
+        for partition, records in source.poll(1.0, max_records).items():
+            windows, _ = messages.decode(profile, partition, records)
+            reached[partition] = records[-1].offset + 1
+            done += len(windows) if began else 0
+        if not began:  # the first fetch waits for connections
+            began = time.perf_counter()
+            until = began + seconds
+    return done / (time.perf_counter() - began)
+
+
+def _wait_for_assignment(source: Source, wanted: Ends) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while (note := source.assignment()) is None or not note.partitions >= set(wanted):
+        source.poll(0.1, 1)
+        if time.monotonic() > until:
+            raise BrokerAway(f"no partition was assigned within {PATIENCE_S:g} s")
+
+
+def _has(reached: Reached, ends: Ends) -> bool:
+    return all(reached.offsets.get(partition, -1) >= end for partition, end in ends.items())

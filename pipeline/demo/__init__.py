@@ -1,0 +1,1 @@
+"""What ``tidewatch demo`` is made of: what it replays, the processes it starts, the judgement, and what it shows."""

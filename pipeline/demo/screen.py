@@ -1,0 +1,126 @@
+"""What the demo shows: alerts as they open, progress, the table at the end, and what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from models.synthetic import Fault
+from pipeline.demo.judgement import Summary, is_excused
+from pipeline.demo.scenes import Scene
+from pipeline.records import Alert, FeatureEvidence
+from pipeline.wire import iso_time
+
+SHOWN_FEATURES = 3
+SEVERITY_STYLE = {"warning": "yellow", "critical": "bold red"}
+
+
+def progress_bar(console: Console) -> Progress:
+    """Observations scored of all that are replayed, with rate and time left."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        expand=True,
+    )
+
+
+def alert_line(alert: Alert, note: str | None) -> Text:
+    """An alert at its opening: when, which stream, how surprising, what was observed and what was expected."""
+    line = Text(no_wrap=False)
+    line.append(iso_time(alert.time_ms)[:16].replace("T", " ") + "  ", "dim")
+    line.append(f"{alert.stream_id:<24} ", SEVERITY_STYLE.get(alert.severity, ""))
+    line.append(f"score {alert.score:5.1f} ", "bold").append(f"(over {alert.threshold:.1f})  ", "dim")
+    line.append("; ".join(feature_text(feature) for feature in alert.features[:SHOWN_FEATURES]))
+    if note is not None:
+        line.append(f"  {note}", "green")
+    return line
+
+
+def feature_text(feature: FeatureEvidence) -> str:
+    """``flow 0.0, expected 132 (128 to 136)``."""
+    seen = "missing" if feature.observed is None else number(feature.observed)
+    low, high = feature.band
+    return f"{feature.name} {seen}, expected {number(feature.expected)} ({number(low)} to {number(high)})"
+
+
+def number(value: float) -> str:
+    """Three digits of it, without an exponent where that can be."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:,.1f}M"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def label_note(alert: Alert, faults: Sequence[Fault], interval_ms: int) -> str | None:
+    """The labelled fault that an alert belongs to, if any."""
+    for fault in faults:
+        if fault.stream_id == alert.stream_id and is_excused(alert.onset_ms, [fault], interval_ms):
+            return f"✓ {fault.kind.replace('_', ' ')}"
+    return None
+
+
+def outcome_table(summary: Summary) -> Table:
+    """One line for each scene and one for all."""
+    table = Table(title="What was replayed, and what was found", title_justify="left", header_style="bold")
+    table.add_column("recording")
+    for name in ("streams", "observations", "alerts", "faults caught", "median delay", "false alarms"):
+        table.add_column(name, justify="right")
+    for outcome in summary.outcomes:
+        known = outcome.clean_days > 0
+        delays = sorted(outcome.delays)
+        table.add_row(
+            outcome.name,
+            f"{outcome.streams}",
+            f"{outcome.observations:,}",
+            f"{outcome.alerts}",
+            f"{outcome.caught} of {outcome.labelled}" if known else "no labels",
+            f"{delays[len(delays) // 2]} obs." if delays else "",
+            f"{outcome.false_alarms} in {outcome.clean_days:,.0f} stream-days" if known else "",
+        )
+    return table
+
+
+def verdict_lines(summary: Summary) -> list[str]:
+    """Speed, catch and false alarms against the budget, in words."""
+    content = summary.content()
+    rate = summary.false_alarms_per_stream_day
+    lines = [
+        f"[bold]{summary.caught} of {summary.labelled}[/bold] labelled faults and attacks caught "
+        f"({summary.caught / max(summary.labelled, 1):.0%}); half of them within "
+        f"{0 if summary.median_delay is None else summary.median_delay:g} observations.",
+    ]
+    if rate is not None:
+        lines.append(
+            f"False alarms: [bold]{rate * 7:.2f}[/bold] per stream and week on time without faults; "
+            f"the budget allows {summary.budget_per_stream_day * 7:.2f} ({summary.alarm_budget})."
+        )
+    lines.append(
+        f"{content['observations']:,} observations in {summary.replay_s:.1f} s: "
+        f"[bold]{summary.rate:,.0f} per second[/bold] through Kafka, scored, and back."
+    )
+    return lines
+
+
+def next_steps(folder: Path, picture: Path | None, opener: str) -> list[str]:
+    """What to type now."""
+    steps = []
+    if picture is not None:
+        steps.append(f"{opener} {picture}".ljust(60) + "# the worst alert: what was expected, what came")
+    steps += [
+        f"cat {folder / 'summary.json'}".ljust(60) + "# all of this in numbers",
+        "tidewatch servers".ljust(60) + "# a Kafka and a Redis to feed with your own streams",
+        f"tidewatch check --settings {folder / 'worker.toml'} --row plant".ljust(60) + "# what a stream costs",
+        "tidewatch --help".ljust(60) + "# everything else",
+    ]
+    return ["  " + escape(step) for step in steps]

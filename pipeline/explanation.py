@@ -1,0 +1,205 @@
+"""What stands behind every observation of one stream: evidence, gate, controller, threshold; and why it was decided so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.engine import Absorbed, Detail
+from pipeline.errors import ConfigurationError
+from pipeline.records import EVENTS, VERDICTS, Bool, Float32, Int64, Scores, UInt8
+
+LN10 = math.log(10.0)
+LEVEL, ACTIVITY, JUMP = "level", "activity", "jump"
+SIGNAL_WORDS = {
+    LEVEL: "a level that the stream has not had before",
+    ACTIVITY: "moves of a kind that the forecast keeps missing",
+    JUMP: "several features that leave their forecasts together",
+    "values": "values that do not go together as they used to",
+    "residuals": "forecast errors that do not go together as they used to",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One stream, observation by observation, as the production engine saw it.
+
+    T observations of F features. NaN stands where something does not exist for an observation.
+
+    Attributes
+    ----------
+    stream_id, features
+        Which stream, and the names of its F columns.
+    versions
+        ``(T,)`` model version of each observation.
+    times_ms
+        ``(T,)`` event times.
+    score, threshold, verdict, event
+        ``(T,)``: -log10 p; the threshold in force; index into VERDICTS; index into EVENTS.
+    signal, signals
+        ``(T,)`` index into ``signals``, the names of the kinds of evidence.
+    feature
+        ``(T,)`` index of the strongest feature, -1 for an entity signal.
+    direction
+        ``(T,)`` -1 below, 1 above what was expected, 0 none.
+    observed, expected, band_low, band_high
+        ``(T, F)`` in raw units; the band holds 98 % of what was expected one step ahead.
+    contribution
+        ``(T, F)`` nats.
+    level, raw_level, gate, activity
+        ``(T, F)``: S as it counts, S before suppression of repeats, the gate's share of it, A.
+    entity
+        ``(T,)`` s, for several features.
+    controller
+        ``(T,)`` d in nats: by how much earlier alarms raise the threshold.
+    peak
+        ``(T,)`` highest score of the episode so far.
+    """
+
+    stream_id: str
+    features: tuple[str, ...]
+    versions: npt.NDArray[np.str_]
+    times_ms: Int64
+    score: Float32
+    threshold: Float32
+    verdict: UInt8
+    event: UInt8
+    signal: UInt8
+    signals: tuple[str, ...]
+    feature: npt.NDArray[np.int16]
+    direction: npt.NDArray[np.int8]
+    observed: Float32
+    expected: Float32
+    band_low: Float32
+    band_high: Float32
+    contribution: Float32
+    level: Float32
+    raw_level: Float32
+    gate: Float32
+    activity: Float32
+    entity: Float32
+    controller: Float32
+    peak: Float32
+
+    def __len__(self) -> int:
+        return len(self.times_ms)
+
+    def part(self, begin: int, end: int) -> Explanation:
+        """Observations ``begin`` to ``end``."""
+        cut = slice(max(begin, 0), end)
+        return Explanation(
+            self.stream_id,
+            self.features,
+            signals=self.signals,
+            **{name: getattr(self, name)[cut] for name in (*_OF_SCORES, *_OF_EVIDENCE, *_OF_TRACE, "versions", "event")},
+        )
+
+    def nearest(self, time_ms: int) -> int:
+        """Index of the observation closest in event time."""
+        return int(np.abs(self.times_ms - time_ms).argmin())
+
+    def strongest_feature(self, at: int) -> int:
+        """The feature to look at: the one that won, else the one that contributed most."""
+        if self.feature[at] >= 0:
+            return int(self.feature[at])
+        return int(np.nan_to_num(self.contribution[at], nan=-1.0).argmax())
+
+
+_OF_SCORES = ("times_ms", "score", "threshold", "verdict", "signal", "feature")
+_OF_EVIDENCE = ("observed", "expected", "band_low", "band_high", "direction", "peak")
+_OF_TRACE = ("contribution", "level", "raw_level", "gate", "activity", "entity", "controller")
+
+
+def collect(batches: Iterable[Absorbed], stream_id: str, features: tuple[str, ...]) -> Explanation:
+    """Everything one stream's batches tell, of an engine that keeps details.
+
+    Raises
+    ------
+    ConfigurationError
+        The stream has no scored observation.
+    """
+    parts: list[Mapping[str, npt.NDArray[Any]]] = []
+    signals: tuple[str, ...] = ()
+    for absorbed in batches:
+        for scores, detail in zip(absorbed.scores, absorbed.details, strict=True):
+            mine = np.repeat([name == stream_id for name in scores.stream_ids], scores.lengths)
+            if mine.any():
+                parts.append(_columns(scores, detail, mine))
+                signals = scores.signals
+    if not parts:
+        raise ConfigurationError(f"stream {stream_id!r} has no scored observation here")
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Explanation(stream_id, features, signals=signals, **joined)
+
+
+def _columns(scores: Scores, detail: Detail, mine: Bool) -> Mapping[str, npt.NDArray[Any]]:
+    return {
+        **{name: getattr(scores, name)[mine] for name in _OF_SCORES},
+        **{name: detail.evidence[name][mine] for name in _OF_EVIDENCE},
+        **{name: detail.trace[name][mine] for name in _OF_TRACE},
+        "versions": np.full(int(mine.sum()), scores.model_version),
+        "event": detail.event[mine],
+    }
+
+
+def sentence(e: Explanation, at: int) -> str:
+    """Why there was an alert at this observation, or why there was none, in plain words."""
+    verdict = VERDICTS[int(e.verdict[at])]
+    score, threshold = float(e.score[at]), float(e.threshold[at])
+    if verdict == "missing":
+        return "Every value of this observation is missing, so there is nothing to score."
+    if verdict == "warming_up":
+        return "The stream was still warming up: it is judged from its 100th valid observation on."
+    cause, numbers = _cause(e, at), f"score {score:.2f}, threshold {threshold:.2f}"
+    if verdict == "anomalous":
+        event = EVENTS[int(e.event[at])]
+        opening = {"opened": "An alert opened here", "updated": "An open alert got worse here"}.get(event, "Anomalous")
+        return f"{opening} ({numbers}): {cause}.{_raised(e, at)}"
+    if score == 0.0:
+        return f"No alert (score 0, threshold {threshold:.2f}): {_silence(e, at)}."
+    return f"No alert ({numbers}): the strongest evidence was {cause}; {_shortfall(e, at)}.{_raised(e, at)}"
+
+
+def _cause(e: Explanation, at: int) -> str:
+    name = e.signals[int(e.signal[at])]
+    side = {-1: ", below what was expected", 1: ", above what was expected", 0: ""}[int(e.direction[at])]
+    feature = e.features[e.strongest_feature(at)]
+    about = f" in {feature}" if len(e.features) > 1 else ""
+    return f"{SIGNAL_WORDS.get(name, 'nothing in particular')} ({name}){about}{side}{_gate(e, at, name)}"
+
+
+def _gate(e: Explanation, at: int, signal: str) -> str:
+    gate = float(e.gate[at, e.strongest_feature(at)])
+    if signal != LEVEL or not math.isfinite(gate):
+        return ""
+    if gate >= 1.0:
+        return ", and the gate let all of it count, since the forecast had not seen it coming"
+    return f", of which the gate let {gate:.0%} count, since the forecast had partly seen it coming"
+
+
+def _shortfall(e: Explanation, at: int) -> str:
+    """By what factor evidence of this kind is too common."""
+    factor = 10.0 ** float(e.threshold[at] - e.score[at])
+    return f"evidence of that strength is {factor:,.0f} times too common for an alert within the budget"
+
+
+def _silence(e: Explanation, at: int) -> str:
+    feature = e.strongest_feature(at)
+    raw, level, gate = float(e.raw_level[at, feature]), float(e.level[at, feature]), float(e.gate[at, feature])
+    if math.isfinite(raw) and raw > level:
+        return "a level was new, but less so than one within the last ten observations, so it is no new event"
+    if math.isfinite(gate) and gate < 0.1:
+        return "the forecast made eight observations earlier had seen the value coming, and the gate was shut"
+    return "the observation lay within what the stream had shown before"
+
+
+def _raised(e: Explanation, at: int) -> str:
+    d = float(e.controller[at])
+    if d < 0.5:
+        return ""
+    return f" Earlier alarms of the stream have raised the threshold by {d / LN10:.2f}."

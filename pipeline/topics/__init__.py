@@ -1,0 +1,1 @@
+"""Topics from outside a consumer group: their records by range, plain producing, creation and deletion."""

@@ -1,0 +1,183 @@
+"""Calibration and budget: what a score means, and how many alarms it makes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models.pretrained import PooledTail
+from models.tail import AlertLife, QuantileTail, RateTail, decide, score_of
+
+POOLED = PooledTail(1.0, 0.3)
+
+
+def make_life(streams=1, count=1000.0):
+    life = AlertLife(*torch.zeros(12, streams, dtype=torch.float64))
+    life.count.fill_(count)
+    return life
+
+
+def step(life, score, per_alarm=1000.0, elapsed_s=60.0, scored=True):
+    """Decide on one score for one stream."""
+    return decide(
+        life, torch.tensor([score], dtype=torch.float64), torch.tensor([scored]),
+        torch.tensor([elapsed_s], dtype=torch.float64), per_alarm,
+    )  # fmt: skip
+
+
+def make_tail(streams=1):
+    tail = QuantileTail(*torch.zeros(4, streams, dtype=torch.float64))
+    tail.exceedances.fill_(10.0)
+    tail.start_from(POOLED)
+    return tail
+
+
+def test_tail_finds_quantile_and_exponent_of_a_pareto():
+    """The score is -log10 p: on Pareto data of known exponent it must give the known probability."""
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(20_000, 16, dtype=torch.float64, generator=generator)
+    sample = uniform.pow(-0.25)
+    tail = make_tail(16)
+    weight = torch.ones(16, dtype=torch.float64)
+    for t in range(20, len(sample)):
+        tail.fold(sample[t], torch.full((16,), float(t), dtype=torch.float64), weight)
+    assert tail.quantile.mean().item() == pytest.approx(0.02**-0.25, rel=0.06)
+    assert tail.beta.mean().item() == pytest.approx(0.25, rel=0.15)
+    rare = torch.full((16,), 1e-5**-0.25, dtype=torch.float64)
+    nats = tail.nats(rare, torch.full((16,), 1e5, dtype=torch.float64), POOLED)
+    assert nats.mean().item() == pytest.approx(-math.log(1e-5), rel=0.12)
+
+
+def test_pooled_tail_fades_out_by_a_thousand_observations():
+    """A young stream is judged by what was learned on many others, an old one by its own past."""
+    tail = make_tail()
+    tail.quantile.fill_(10.0)
+    at = [tail.nats(torch.tensor([5.0], dtype=torch.float64), torch.tensor([n], dtype=torch.float64), POOLED).item()
+          for n in (100.0, 999.0, 1000.0)]  # fmt: skip
+    assert at[0] > at[1] > at[2] == pytest.approx(-math.log(0.02) * 0.5)
+
+
+def test_tail_survives_long_silence():
+    """A constant stream must not shrink its tail to where the next flicker is an event of the century."""
+    tail, weight = make_tail(), torch.ones(1, dtype=torch.float64)
+    for t in range(20, 3000):
+        tail.fold(torch.zeros(1, dtype=torch.float64), torch.tensor([float(t)], dtype=torch.float64), weight)
+    assert tail.quantile.item() >= 0.1
+    assert tail.deviation.item() >= 0.01
+    assert (
+        tail.nats(torch.tensor([0.05], dtype=torch.float64), torch.tensor([3000.0], dtype=torch.float64), POOLED).item()
+        < 3.92
+    )
+
+
+def test_rate_tail_counts_how_often_evidence_occurs():
+    """S is mostly 0: what matters first is how often it is not."""
+    tail = RateTail(*torch.zeros(3, 1, dtype=torch.float64))
+    tail.exceedances.fill_(10.0)
+    tail.start_from(PooledTail(0.01, 0.8))
+    weight = torch.ones(1, dtype=torch.float64)
+    for t in range(20, 20_000):
+        s = torch.tensor([0.02 if t % 500 == 0 else 0.0], dtype=torch.float64)
+        tail.fold(s, torch.tensor([float(t)], dtype=torch.float64), weight)
+    assert tail.rate.item() == pytest.approx(1 / 500, rel=0.3)
+    age = torch.tensor([20_000.0], dtype=torch.float64)
+    assert tail.nats(torch.zeros(1, dtype=torch.float64), age, PooledTail(0.01, 0.8)).item() == 0.0
+
+
+def test_comparing_many_costs_evidence():
+    """The best of twenty chances is worth less than one; a score is never negative."""
+    nats = torch.tensor([5.0, 5.0, 0.1])
+    score = score_of(nats, torch.tensor([1.0, 20.0, 20.0]))
+    assert score.tolist() == pytest.approx([2.171, 0.87, 0.0])
+
+
+def test_alert_opens_once_and_resolves_after_quiet():
+    """One alert per episode: opened at once, kept while evidence lasts, closed after 30 minutes and 10 observations."""
+    life = make_life()
+    events = [step(life, 0.5).event.item(), step(life, 4.0).event.item(), step(life, 4.0).event.item()]
+    assert events == [0, 1, 0]
+    quiet = [step(life, 0.0).event.item() for _ in range(40)]
+    assert quiet.index(3) == 29
+    assert quiet.count(3) == 1
+    assert life.open.item() == 0
+    assert life.peak.item() == 0
+
+
+def test_ten_observations_are_needed_where_they_come_slowly():
+    """At hourly data half an hour says nothing."""
+    life = make_life()
+    step(life, 4.0)
+    quiet = [step(life, 0.0, elapsed_s=3600.0).event.item() for _ in range(12)]
+    assert quiet.index(3) == 9
+
+
+def test_hysteresis_keeps_an_episode_together():
+    """Evidence just under the threshold is still the same episode."""
+    life = make_life()
+    threshold = step(life, 9.0).threshold.item()
+    assert threshold == pytest.approx(3.0)
+    events = [step(life, 3.2).event.item() for _ in range(60)]
+    assert events == [0] * 60
+    assert life.open.item() == 1
+    assert step(life, 3.2).verdict.item() == 0
+
+
+def test_update_when_it_gets_worse():
+    """An update says something new: a decade more, or critical; not every wiggle."""
+    life = make_life()
+    assert step(life, 3.5).event.item() == 1
+    assert step(life, 4.4).event.item() == 0
+    assert step(life, 4.6).event.item() == 2
+    rise = step(life, 7.0)
+    assert rise.event.item() == 2
+    assert rise.severity.item() == 2
+    assert step(life, 7.5).event.item() == 0
+
+
+def test_missing_observation_decides_nothing():
+    """No value, no event; d does not move either."""
+    life = make_life()
+    step(life, 4.0)
+    d = life.controller.item()
+    decision = step(life, 0.0, elapsed_s=86_400.0, scored=False)
+    assert decision.event.item() == 0
+    assert decision.verdict.item() == 3
+    assert life.controller.item() == d
+
+
+def test_no_alarm_while_warming_up():
+    """A stream that nobody knows yet alarms nobody."""
+    life = make_life(count=99.0)
+    decision = step(life, 15.0)
+    assert decision.event.item() == 0
+    assert decision.verdict.item() == 2
+    assert life.controller.item() == 0
+
+
+def test_controller_keeps_the_budget():
+    """Scores three times too optimistic still alarm about as often as was budgeted."""
+    generator = torch.Generator().manual_seed(1)
+    streams, per_alarm, length = 64, 400.0, 8000
+    life = make_life(streams)
+    opened = torch.zeros(streams)
+    for _ in range(length):
+        p = torch.rand(streams, generator=generator, dtype=torch.float64)
+        score = torch.round(-torch.log10(p / 3.0) * 1000) / 1000
+        decision = decide(life, score, torch.ones(streams, dtype=torch.bool), torch.full((streams,), 1800.0), per_alarm)
+        opened += decision.event == 1
+    budget = length / per_alarm
+    assert 0.5 * budget < opened.mean().item() < 1.6 * budget
+    assert life.controller.max() <= 6
+    assert life.controller.min() >= -1
+
+
+def test_controller_counts_observations_far_below_float32_grain():
+    """Ten values a second against a weekly budget: each takes 1.7e-7 off d, which float32 alone would swallow at d = 5."""
+    life = AlertLife(*torch.zeros(12, 1))
+    life.count.fill_(1000.0)
+    life.controller.fill_(5.0)
+    for _ in range(6000):
+        decide(life, torch.zeros(1), torch.ones(1, dtype=torch.bool), torch.full((1,), 0.1), 6_048_000.0)
+    assert life.controller.item() == pytest.approx(5.0 - 6000 / 6_048_000.0, abs=2e-6)
