@@ -1,7 +1,7 @@
 """Evidence that an observation is unusual, made of a stream's own past (recipe.md, steps 4, 6 to 8, and "per entity").
 
-Each chain has the same two verbs, in this order: ``look`` at x with statistics from before it, ``learn`` from it after the
-decision. Evidence that has no value on an observation (missing, no forecast yet) has weight 0.
+Each chain has the same two verbs, in this order: ``look`` at x with statistics from before it, ``learn`` from it
+after the decision. Evidence that has no value on an observation (missing, no forecast yet) has weight 0.
 
 References
 ----------
@@ -161,7 +161,7 @@ def observed(
 
 @dataclass(frozen=True, slots=True)
 class StreamEvidence:
-    """The strongest evidence of N streams: nats ``(N,)``, how many were compared, which signal, which feature (-1: none).
+    """The strongest evidence of N streams: nats ``(N,)``, how many were compared, signal, feature (-1: none).
 
     ``feature_nats`` is ``(N, F)``: what each feature had (single) or contributed (entity kinds).
     """
@@ -358,7 +358,7 @@ def fold_capped(variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, 
 
 @dataclass(slots=True)
 class Jump:
-    """What ``JumpChain.look`` saw: s ``(N,)`` and whether it exists, contributions ``(N, F)``, and per-feature parts."""
+    """What ``JumpChain.look`` saw: s ``(N,)``, whether it exists, contributions ``(N, F)``, per-feature parts."""
 
     s: Tensor
     exists: Tensor
@@ -374,7 +374,7 @@ class Jump:
 
 @dataclass(slots=True)
 class JumpChain:
-    """The entity residual s: the five largest one-step residuals, and half the five largest departures from the level."""
+    """The entity residual s: the five largest one-step residuals, half the five largest departures from level."""
 
     residual: Residual
     smooth: Tensor
@@ -441,7 +441,7 @@ def mean_of_largest(size: Tensor, usable: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class Distance:
-    """State of one T^2: ``gathered`` and ``smooth`` ``(N,)``, ``mean`` ``(F, N)``, ``factor`` ``(F (F + 1) / 2, N)``."""
+    """State of one T^2: ``gathered``, ``smooth`` ``(N,)``, ``mean`` ``(F, N)``, ``factor`` ``(F (F + 1) / 2, N)``."""
 
     gathered: Tensor
     mean: Tensor

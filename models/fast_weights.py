@@ -2,13 +2,13 @@
 
     forecast x(t+k) = m_t + sigma_t (B_k + v_k . phi_t + c_k),   k = 4 and 8,   phi = [h, input] - mu0
 
-Every fourth observation leaves a key (phi, m, sigma, B_4, B_8) in the row; when its target arrives, v_k and c_k take one
-small preconditioned step. Only rows whose key is due are touched.
+Every fourth observation leaves a key (phi, m, sigma, B_4, B_8) in the row; when its target arrives, v_k and c_k take
+one small preconditioned step. Only rows whose key is due are touched.
 
 References
 ----------
-Normalised least mean squares: Widrow and Hoff (1960); S. Haykin, "Adaptive Filter Theory", chapter 6. Preconditioning by
-a fixed inverse covariance P0 instead of the recursive one (RLS) keeps 154 numbers per row instead of 3000.
+Normalised least mean squares: Widrow and Hoff (1960); S. Haykin, "Adaptive Filter Theory", chapter 6. Preconditioning
+by a fixed inverse covariance P0 instead of the recursive one (RLS) keeps 154 numbers per row instead of 3000.
 Fast weights: J. Schmidhuber, "Learning to control fast-weight memories" (1992).
 """
 
@@ -30,7 +30,7 @@ LEAST_VARIANCE = 1e-6
 
 @dataclass(slots=True)
 class Adaptation:
-    """Scalars of the adapted read-out; ``variance`` and ``updates`` are ``(2, R)`` for k = 4 and 8, the rest ``(R,)``."""
+    """Scalars of the adapted read-out; ``variance``, ``updates`` ``(2, R)`` for k = 4 and 8, the rest ``(R,)``."""
 
     variance: Tensor
     updates: Tensor
@@ -53,7 +53,7 @@ class Preconditioner:
 
 @dataclass(slots=True)
 class Due:
-    """The rows whose key observation this is, valid ones only: index ``(D,)`` and their two stored keys ``(D, 2, K)``."""
+    """The valid rows whose key observation this is: index ``(D,)`` and their two stored keys ``(D, 2, K)``."""
 
     index: Tensor
     keys: Tensor

@@ -1,4 +1,4 @@
-"""What a predictor sees of a value: causal normaliser, time-of-day memory and the twelve inputs (recipe.md, steps 1 to 3).
+"""What a predictor sees of a value: normaliser, time-of-day memory and the twelve inputs (recipe.md, steps 1 to 3).
 
 All functions take one observation of R feature rows at once. A statistic is one ``(R,)`` vector and moves in place; a
 missing value has weight 0 in :class:`Moves`, so that no statistic moves on its stand-in.
@@ -86,7 +86,7 @@ class Seasonal:
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """Who moves on this observation: ``valid`` bool and ``weight`` 1 or 0, ``(R,)``; ``inverse`` = weight / (count + 1)."""
+    """Who moves: ``valid`` bool and ``weight`` 1 or 0, ``(R,)``; ``inverse`` = weight / (count + 1)."""
 
     valid: Tensor
     weight: Tensor
@@ -114,7 +114,7 @@ def scale_of(normaliser: Normaliser, floor: Tensor) -> Tensor:
 
 
 def time_bins(times_ms: Tensor, interval_ms: int) -> Tensor:
-    """Time-of-day bins of an observation and of 1, 4 and 16 intervals later: ``(4, ...)`` int64 from event times int64."""
+    """Time-of-day bins of an observation and of 1, 4 and 16 intervals later: ``(4, ...)`` int64."""
     leads = torch.tensor((0, *LEADS), device=times_ms.device) * interval_ms
     ahead = times_ms.unsqueeze(0) + leads.view(-1, *(1,) * times_ms.dim())
     return torch.div(torch.remainder(ahead, DAY_MS), BIN_MS, rounding_mode="floor")
@@ -158,7 +158,7 @@ def fold_season(seasonal: Seasonal, bins: Tensor, x: Tensor, mean: Tensor, count
 
 @dataclass(slots=True)
 class Sighting:
-    """What of an observation enters the inputs besides the statistics: value, difference, seasonal residual, known flag."""
+    """What enters the inputs besides the statistics: value, difference, seasonal residual, known flag."""
 
     x: Tensor
     dx: Tensor

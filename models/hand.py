@@ -14,17 +14,27 @@ from torch import Tensor
 from models.config import FoldConfig
 from models.fast_weights import Adaptation, FastWeights, Preconditioner
 from models.features import Normaliser, Seasonal, slowest_bin_rate
-from models.row import Rows, has_fast_weights, has_season
+from models.row import Rows, has_season
 from models.tail import AlertLife
 
 Group = TypeVar("Group")
 
 
 class Hand:
-    """The rows of one call: private copies of what moves with every observation, views of the rest."""
+    """The rows of one call: private copies of what moves with every observation, views of the rest.
 
-    def __init__(self, rows: Rows, slots: Tensor, prior: Preconditioner) -> None:
-        layout, config = rows.layout, rows.layout.config
+    Parameters
+    ----------
+    rows, slots
+        The table, and which of its rows ``(N,)``.
+    config
+        The settings of the fold.
+    prior
+        What fast weights start from; None where nothing is adapted.
+    """
+
+    def __init__(self, rows: Rows, slots: Tensor, config: FoldConfig, prior: Preconditioner | None) -> None:
+        layout = rows.layout
         self._layout, self._slots = layout, slots
         self._features = rows.feature.view(-1, layout.feature_width)
         self._entities = rows.entity
@@ -38,7 +48,7 @@ class Hand:
         self.pending_4 = self.feature_block("pending_4") if layout.has("pending_4") else None
         self.pending_8 = self.feature_block("pending_8") if layout.has("pending_8") else None
         self.hidden = self._hidden_table()[0].index_select(0, self._hidden_table()[1])
-        self.fast = self._fast_weights(scorer) if scorer.is_adaptive else None
+        self.fast = None if prior is None else self._fast_weights(prior)
         self.seasonal = self._seasonal(config) if has_season(config) else None
 
     def feature_block(self, name: str) -> Tensor:

@@ -33,8 +33,8 @@ _BUILTIN_FOLDER = Path(__file__).parent / "weights"
 class PooledTail:
     """Where a kind of evidence starts on a stream without a past (recipe.md, tail).
 
-    ``level`` is the 98 % quantile of A, s and T^2 / F; for S it is the rate of S > 0.01 per observation. ``beta`` is the
-    mean of ln(s / q) over exceedances.
+    ``level`` is the 98 % quantile of A, s and T^2 / F; for S it is the rate of S > 0.01 per observation. ``beta`` is
+    the mean of ln(s / q) over exceedances.
     """
 
     level: float
@@ -171,7 +171,7 @@ def builtin(name: str) -> Weights:
 
 
 def preconditioner(phi: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and inverse of (covariance + 1e-4 I), of features ``phi`` ``(n, H + 12)``: mu0 and P0 (recipe.md, step 5)."""
+    """mu0 and P0 of features ``phi`` ``(n, H + 12)``: mean, and inverse of (covariance + 1e-4 I)."""
     phi = phi.double()
     covariance = torch.cov(phi.T) + 1e-4 * torch.eye(phi.shape[1], dtype=torch.float64)
     inverse = torch.linalg.inv(covariance)

@@ -1,6 +1,7 @@
 """The fold: observations of many streams into their rows, in the normative order of recipe.md.
 
-This readable form defines the formulas; faster forms are tested against it. Everything is indifferent to how observations are cut into calls: each recurrence advances once per observation.
+This readable form defines the formulas; faster forms are tested against it. Everything is indifferent to how
+observations are cut into calls: each recurrence advances once per observation.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from models.hand import Hand
 from models.outcome import Evidence, StepScores, Trace
 from models.predictor import recurrent_step, serving_cells, serving_head
 from models.pretrained import Weights
-from models.row import RowLayout, Rows
+from models.row import RowLayout, Rows, has_fast_weights
 from models.tail import NO_EVENT, Decision, decide, score_of
 
 __all__ = ["Evidence", "Scorer", "StepScores", "Trace"]
@@ -140,7 +141,7 @@ class _Fold:
         self.scorer, self.config = scorer, scorer.config
         self.slots, self.detail = slots, detail
         self.steps, self.streams, self.features = x.shape
-        self.hand = Hand(rows, slots, scorer.prior)
+        self.hand = Hand(rows, slots, scorer.config, scorer.prior if scorer.is_adaptive else None)
         self.chain = Chain(self.hand, scorer.config, scorer.weights.pooled)
         raw = x.to(scorer.device, scorer.dtype).reshape(self.steps, -1)
         self.valid = torch.isfinite(raw)
@@ -217,7 +218,7 @@ class _Fold:
         return wide.reshape(*of_stream.shape[:-1], -1)
 
     def _gap(self, t: int) -> Tensor | None:
-        """Rows after a gap (bool ``(R,)``), or None if there are none; their forecasts, keys and counts are dealt with."""
+        """Rows after a gap (bool ``(R,)``) or None; their forecasts, keys and counts are dealt with."""
         life, elapsed = self.hand.life, self.elapsed_s[t]
         if self.config.interval_s is not None:
             if self.gaps is not None and not self.gaps[t]:
@@ -237,7 +238,7 @@ class _Fold:
         return rows
 
     def _fold_interval(self, elapsed: Tensor) -> None:
-        """Move ew(dt, 500), each dt capped at ten times the running value after 20: one pause must not hide the next."""
+        """Move ew(dt, 500), dt capped at ten times it after 20 updates: one pause must not hide the next."""
         life = self.hand.life
         weight = (elapsed > 0).to(elapsed.dtype)
         bound = torch.where(life.intervals >= 20, life.interval_s * INTERVAL_CAP, torch.inf)
@@ -418,7 +419,7 @@ class _Output:
         )
 
     def _bands(self) -> tuple[Tensor, Tensor]:
-        """Raw 1 and 99 % points of the one-step mixtures of all kept cells, ``(E, F)``: found for all of them at once."""
+        """Raw 1 and 99 % points ``(E, F)`` of the one-step mixtures of all kept cells, found at once."""
         mixture = torch.cat([part[0] for part in self.one_step], 1)
         mean, sigma = (torch.cat([part[i] for part in self.one_step]) for i in (1, 2))
         low, high = (mean + sigma * torch.sinh(mixture_point(mixture, p)).view_as(mean) for p in BAND)

@@ -44,7 +44,7 @@ NO_EVENT, OPENED, UPDATED, RESOLVED = 0, 1, 2, 3
 
 @dataclass(slots=True)
 class QuantileTail:
-    """Running tail of A, s or T^2: 98 % quantile q, mean deviation D, Pareto beta, exceedances; ``(R,)`` or ``(N,)``."""
+    """Running tail of A, s or T^2: 98 % quantile q, mean deviation D, Pareto beta, exceedances."""
 
     quantile: Tensor
     deviation: Tensor
@@ -152,7 +152,7 @@ class AlertLife:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was decided on one observation of N streams; ``peak`` and ``severity`` are those of the episode it belongs to."""
+    """What was decided on one observation of N streams; ``peak`` and ``severity`` are its episode's."""
 
     threshold: Tensor
     verdict: Tensor

@@ -45,7 +45,9 @@ class Command:
 
 COMMANDS = {
     "demo": Command(
-        "see it work: real Kafka and Redis on this machine, faults planted, alerts shown", "tidewatch demo"
+        "see it work: real Kafka and Redis on this machine, faults planted, alerts shown",
+        "tidewatch demo",
+        log_level="error",
     ),
     "servers": Command(
         "run an embedded Kafka and Redis for first steps of your own", "tidewatch servers", log_level="info"
@@ -53,6 +55,10 @@ COMMANDS = {
     "check": Command(
         "say whether settings, servers and model versions are as they must be",
         "tidewatch check --settings tidewatch.toml",
+    ),
+    "topics": Command(
+        "show the topics that the settings name, and create the missing ones",
+        "tidewatch topics --settings tidewatch.toml --create",
     ),
     "worker": Command(
         "consume, score and emit until told to stop", "tidewatch worker --settings tidewatch.toml", log_level="info"

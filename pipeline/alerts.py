@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.records import EVENTS, VERDICTS, Alert, FeatureEvidence, Partition
+from pipeline.records import EVENTS, RESOLVED, VERDICTS, Alert, FeatureEvidence, Partition
 from pipeline.settings import Profile
 
 SHOWN_FEATURES = 5
@@ -50,6 +50,23 @@ class Cell:
         """A number of the evidence, ``None`` where there is none."""
         value = float(self.evidence[name][self.row])
         return value if np.isfinite(value) else None
+
+
+ENDED = Cell(
+    RESOLVED,
+    0.0,
+    0.0,
+    VERDICTS.index("warming_up"),
+    "none",
+    0.0,
+    {
+        **dict.fromkeys(("peak", "gate", "forecast_8", "forecast_4"), np.full(1, np.nan)),
+        **dict.fromkeys(("severity", "direction"), np.zeros(1)),
+        "nats": np.empty((1, 0)),
+    },
+    0,
+)
+"""What resolves the open alert of a stream that begins anew: there is no evidence."""
 
 
 def alert_id(place: AlertPlace) -> str:

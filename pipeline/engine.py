@@ -7,9 +7,9 @@ calls of equal length, fold, and hand back what each partition may emit. No Kafk
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import pairwise
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 
 from models.config import HiddenOnSwap
-from models.step import Scorer, StepScores
-from pipeline.alerts import AlertPlace, Cell, build_alert
+from models.step import Scorer
+from pipeline.alerts import ENDED, AlertPlace, build_alert
 from pipeline.errors import StateLost, VersionError
+from pipeline.observations import Detail, Observations, join, lay_out, turns
 from pipeline.records import (
     CONTROL_FORGET,
     CONTROL_NONE,
@@ -28,11 +29,9 @@ from pipeline.records import (
     Alert,
     Bool,
     Committed,
-    Float32,
     Int64,
     Partition,
     Scores,
-    UInt8,
     Windows,
 )
 from pipeline.resident import SCRATCH, ResidentRows
@@ -61,23 +60,6 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Detail:
-    """What stands behind the observations of one :class:`Scores`, in its order.
-
-    Attributes
-    ----------
-    event
-        ``(S,)`` uint8: 0 none, 1 opened, 2 updated, 3 resolved.
-    evidence, trace
-        The fields of :class:`models.step.Evidence` and :class:`models.step.Trace` by name, ``(S, ...)`` each.
-    """
-
-    event: UInt8
-    evidence: Mapping[str, npt.NDArray[Any]]
-    trace: Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
 class Absorbed:
     """What a batch gave: outputs to emit, and counts. ``details`` go with ``scores`` where the engine keeps them."""
 
@@ -89,79 +71,6 @@ class Absorbed:
     missing_values: int
     skipped_windows: int
     silent_observations: int
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The folded observations of a batch, a stream's side by side in time order, and their results."""
-
-    window: Int64
-    slot: Int64
-    index: Int64
-    times_ms: Int64
-    values: Float32
-    fresh: Bool
-    late: int
-    score: Float32 = field(init=False)
-    threshold: Float32 = field(init=False)
-    verdict: UInt8 = field(init=False)
-    signal: UInt8 = field(init=False)
-    feature: npt.NDArray[np.int16] = field(init=False)
-    imputed: Float32 = field(init=False)
-    evidence: list[tuple[Int64, Int64, Mapping[str, npt.NDArray[Any]]]] = field(default_factory=list)
-    traces: list[tuple[Int64, Mapping[str, npt.NDArray[Any]]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        count = len(self.window)
-        self.score = np.empty(count, np.float32)
-        self.threshold = np.empty(count, np.float32)
-        self.verdict = np.empty(count, np.uint8)
-        self.signal = np.empty(count, np.uint8)
-        self.feature = np.empty(count, np.int16)
-        self.imputed = np.empty(count, np.float32)
-
-    def cell(self, cell: int, row: int, evidence: Mapping[str, npt.NDArray[Any]], rows: ResidentRows) -> Cell:
-        """One observation's results with the evidence behind them."""
-        return Cell(
-            int(evidence["event"][row]),
-            float(self.score[cell]),
-            float(self.threshold[cell]),
-            int(self.verdict[cell]),
-            rows.scorer.signals[int(self.signal[cell])],
-            float(self.imputed[cell]),
-            evidence,
-            row,
-        )
-
-    def keep(self, where: Int64, scores: StepScores) -> None:
-        """Put the results of one call, (S, N) cells, to the observations ``where`` (S, N)."""
-        streams = where.shape[1]
-        for name in ("score", "threshold", "verdict", "signal", "feature", "imputed"):
-            getattr(self, name)[where] = getattr(scores, name)[:, :streams].cpu().numpy()
-        if len(scores.details.n):
-            arrays = {f.name: getattr(scores.details, f.name).cpu().numpy() for f in fields(scores.details)}
-            rows = np.flatnonzero(arrays["n"] < streams)  # the others are scratch rows
-            s, n = arrays["s"][rows], arrays["n"][rows]
-            arrays["event"] = np.zeros(len(arrays["n"]), np.uint8)
-            arrays["event"][rows] = scores.event[:, :streams].cpu().numpy()[s, n]
-            self.evidence.append((where[s, n], rows, arrays))
-        if scores.trace is not None:
-            traced = {f.name: getattr(scores.trace, f.name)[:, :streams].cpu().numpy() for f in fields(scores.trace)}
-            self.traces.append((where, traced))
-
-    def detail(self, cells: Int64) -> Detail:
-        """Evidence and trace of these observations, where every call kept them."""
-        count = len(self.window)
-        evidence = {
-            name: _scattered(count, [(where, arrays[name][rows]) for where, rows, arrays in self.evidence])[cells]
-            for name in self.evidence[0][2]
-            if name not in ("s", "n")
-        }
-        trace = {
-            name: _scattered(count, [(where, arrays[name]) for where, arrays in self.traces])[cells]
-            for name in self.traces[0][1]
-        }
-        return Detail(evidence.pop("event"), evidence, trace)
 
 
 class Engine:
@@ -318,12 +227,12 @@ class Engine:
         now_s
             Monotonic seconds, for the age of unsaved rows only.
         """
-        windows = _join([share.windows for share in shares])
+        windows = join([share.windows for share in shares])
         slots = np.concatenate([rows.slots(share.partition, share.windows.stream_ids) for share in shares])
         share_of = np.repeat(np.arange(len(shares)), [len(share.windows) for share in shares])
         taken = windows.offsets >= rows.header["position"][slots]
         partial = rows.header["partial_left"][slots] > 0
-        batch = _lay_out(windows, slots, taken, rows.header, self._idle_reset_ms)
+        batch = lay_out(windows, slots, taken, rows.header, self._idle_reset_ms)
         self._fold(rows, batch)
         self._note_positions(rows, windows, slots, taken, batch, now_s)
         emit_from = np.array([share.emit_from for share in shares], dtype=np.int64)[share_of]
@@ -345,9 +254,9 @@ class Engine:
     def _idle_reset_ms(self) -> int:
         return int(self.profile.idle_reset_s * 1000)
 
-    def _fold(self, rows: ResidentRows, batch: _Batch) -> None:
+    def _fold(self, rows: ResidentRows, batch: Observations) -> None:
         """Run every stream's observations through the scorer, in calls of equal length."""
-        for turn in _turns(batch):
+        for turn in turns(batch):
             fresh = batch.fresh[turn.first]
             if fresh.any():
                 rows.rows.clear(torch.from_numpy(turn.slot[fresh]))
@@ -359,7 +268,7 @@ class Engine:
                     at[due] += length
                     left[due] -= length
 
-    def _call(self, rows: ResidentRows, batch: _Batch, slots: Int64, first: Int64, length: int) -> None:
+    def _call(self, rows: ResidentRows, batch: Observations, slots: Int64, first: Int64, length: int) -> None:
         """Fold ``length`` observations of each of these streams, in tiles that stay in cache."""
         per_call = max(SCRATCH, MAX_CALL_ROWS // rows.layout.features)
         for start in range(0, len(slots), per_call):
@@ -383,15 +292,15 @@ class Engine:
             rows.header["last_event_ms"][tile] = batch.times_ms[where[-1]]
 
     def _note_positions(
-        self, rows: ResidentRows, windows: Windows, slots: Int64, taken: Bool, batch: _Batch, now_s: float
+        self, rows: ResidentRows, windows: Windows, slots: Int64, taken: Bool, batch: Observations, now_s: float
     ) -> None:
         """Move positions over every window taken, late ones and control records included."""
         rows.forgotten[slots[taken]] = False
         for window in np.flatnonzero(taken & (windows.control != CONTROL_NONE)).tolist():
+            batch.controls.append((int(slots[window]), window))
             if not (taken[window + 1 :] & (slots[window + 1 :] == slots[window])).any():
                 rows.rows.clear(torch.from_numpy(slots[window : window + 1]))
-                for name in ("last_event_ms", "onset_offset", "onset_index", "onset_ms"):
-                    rows.header[name][slots[window]] = -1
+                rows.header["last_event_ms"][slots[window]] = -1
                 rows.forgotten[slots[window]] = windows.control[window] == CONTROL_FORGET
         rows.mark_absorbed(slots[taken], windows.offsets[taken], now_s)
         np.maximum.at(rows.header["last_record_ms"], slots[taken], windows.record_ms[taken])
@@ -408,7 +317,7 @@ class Engine:
         share_of: Int64,
         speaks: Bool,
         partial: Bool,
-        batch: _Batch,
+        batch: Observations,
     ) -> list[tuple[Scores, Int64]]:
         """One Scores per partition that has something to say, observations in its records' order, and their cells."""
         spoken = np.flatnonzero(speaks[batch.window])
@@ -449,141 +358,48 @@ class Engine:
         share_of: Int64,
         speaks: Bool,
         partial: Bool,
-        batch: _Batch,
+        batch: Observations,
     ) -> list[Alert]:
-        """The alert events of this batch, each stream's in time order; onsets are kept in the header."""
-        events = [
-            (cell, row, arrays)
+        """The alert events of this batch, each stream's in time order; onsets are kept in the header.
+
+        Where a stream begins anew, by a control record or after a long silence, the alert that was open is resolved.
+        """
+        events: list[tuple[int, int, float, int | None, int, Mapping[str, npt.NDArray[Any]]]] = [
+            (int(batch.slot[cell]), int(batch.window[cell]), float(batch.index[cell]), cell, row, arrays)
             for cells, found, arrays in batch.evidence
             for cell, row in zip(cells.tolist(), found.tolist(), strict=True)
             if arrays["event"][row]
         ]
+        begun = {event[0] for event in events}
+        anew = [(slot, window, -1.0) for slot, window in batch.controls]
+        fresh = np.flatnonzero(batch.fresh)
+        anew += zip(batch.slot[fresh].tolist(), batch.window[fresh].tolist(), batch.index[fresh] - 0.5, strict=True)
+        events += [
+            (*place, None, 0, {}) for place in anew if place[0] in begun or rows.header["onset_offset"][place[0]] >= 0
+        ]
         alerts = []
-        for cell, row, arrays in sorted(events, key=lambda event: event[0]):
-            window, slot, event = int(batch.window[cell]), int(batch.slot[cell]), int(arrays["event"][row])
+        for slot, window, index, cell, row, arrays in sorted(events, key=lambda event: event[:3]):
             header = rows.header[slot : slot + 1]
+            event = RESOLVED if cell is None else int(arrays["event"][row])
             if event == OPENED:
-                header["onset_offset"], header["onset_index"] = windows.offsets[window], batch.index[cell]
+                header["onset_offset"], header["onset_index"] = windows.offsets[window], int(index)
                 header["onset_ms"] = batch.times_ms[cell]
+            elif header["onset_offset"][0] < 0:
+                continue  # nothing was open
             if speaks[window]:
                 place = AlertPlace(
                     shares[int(share_of[window])].partition,
                     windows.stream_ids[window],
                     int(windows.offsets[window]),
-                    int(batch.index[cell]),
-                    int(batch.times_ms[cell]),
+                    max(0, math.ceil(index)),
+                    int(windows.record_ms[window] if cell is None else batch.times_ms[cell]),
                     int(header["onset_offset"][0]),
                     int(header["onset_index"][0]),
                     int(header["onset_ms"][0]),
                     bool(partial[window]),
                 )
-                alerts.append(
-                    build_alert(self.name, self.profile, rows.version, place, batch.cell(cell, row, arrays, rows))
-                )
+                found = ENDED if cell is None else batch.cell(cell, row, arrays, rows.scorer.signals)
+                alerts.append(build_alert(self.name, self.profile, rows.version, place, found))
             if event == RESOLVED:
                 header["onset_offset"] = header["onset_index"] = header["onset_ms"] = -1
         return sorted(alerts, key=lambda alert: (alert.partition, alert.offset, alert.index))
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """At most one run of observations for each stream: where it starts in the batch, and how long it is."""
-
-    slot: Int64
-    first: Int64
-    length: Int64
-
-
-def _scattered(count: int, parts: Sequence[tuple[Int64, npt.NDArray[Any]]]) -> npt.NDArray[Any]:
-    """Results of many calls put to their observations: values of shape where.shape + (...) become (count, ...)."""
-    where, values = parts[0]
-    whole = np.empty((count, *values.shape[where.ndim :]), values.dtype)
-    for where, values in parts:
-        whole[where] = values
-    return whole
-
-
-def _join(parts: Sequence[Windows]) -> Windows:
-    if len(parts) == 1:
-        return parts[0]
-    return Windows(
-        [stream for part in parts for stream in part.stream_ids],
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("offsets", "record_ms", "lengths", "silent", "control", "times_ms", "values")
-        ),
-    )
-
-
-def _lay_out(windows: Windows, slots: Int64, taken: Bool, header: npt.NDArray[np.void], idle_reset_ms: int) -> _Batch:
-    """Observations of the taken windows, stream by stream in time order, without the late ones.
-
-    An observation is fresh where its stream begins anew with it: after a reset record, or after a gap in event time or
-    in record time above ``idle_reset_ms`` (protocol.md rule 16).
-    """
-    order = np.argsort(slots, kind="stable")
-    order = order[taken[order]]
-    lengths = windows.lengths[order]
-    starts = (np.cumsum(windows.lengths) - windows.lengths)[order]
-    index = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    source = np.repeat(starts, lengths) + index
-    window = np.repeat(order, lengths)
-    slot, times = slots[window], windows.times_ms[source]
-    first = _first_of_run(slot)
-    reset = _begins_anew(windows, slots, order, header, idle_reset_ms)[window] & (index == 0)
-    reset |= first & (header["last_event_ms"][slot] < 0)
-    before = np.where(first, header["last_event_ms"][slot], np.roll(times, 1))
-    on_time = times > np.where(reset, -1, before)
-    if not on_time.all():
-        on_time = _on_time(times, first, reset, header["last_event_ms"][slot])
-        late = np.flatnonzero(~on_time)
-        kept = np.delete(np.arange(len(times)), late)
-        window, slot, index, times, reset, source = (a[kept] for a in (window, slot, index, times, reset, source))
-        first = _first_of_run(slot)
-        before = np.where(first, header["last_event_ms"][slot], np.roll(times, 1))
-    fresh = reset | ((before >= 0) & (times - before > idle_reset_ms))
-    return _Batch(window, slot, index, times, windows.values[source], fresh, int((~on_time).sum()))
-
-
-def _first_of_run(slot: Int64) -> Bool:
-    first = np.ones(len(slot), dtype=bool)
-    first[1:] = slot[1:] != slot[:-1]
-    return first
-
-
-def _begins_anew(
-    windows: Windows, slots: Int64, order: Int64, header: npt.NDArray[np.void], idle_reset_ms: int
-) -> Bool:
-    """Which windows start a fresh row by a control record before them or by a long silence in record time."""
-    anew = np.zeros(len(windows), dtype=bool)
-    slot, record_ms = slots[order], windows.record_ms[order]
-    first = _first_of_run(slot)
-    before = np.where(first, header["last_record_ms"][slot], np.roll(record_ms, 1))
-    control = windows.control[order] != CONTROL_NONE
-    after_control = np.roll(control, 1) & ~first
-    anew[order] = after_control | ((before >= 0) & (record_ms - before > 2 * idle_reset_ms))
-    return anew
-
-
-def _on_time(times: Int64, first: Bool, reset: Bool, last_event_ms: Int64) -> Bool:
-    """Which observations are later than every earlier one of their stream (rare path: some are not)."""
-    on_time = np.ones(len(times), dtype=bool)
-    bounds = [*np.flatnonzero(first | reset).tolist(), len(times)]
-    for begin, end in pairwise(bounds):
-        floor = -1 if reset[begin] else int(last_event_ms[begin])
-        newest = np.maximum.accumulate(np.concatenate([[floor], times[begin:end]]))
-        on_time[begin:end] = times[begin:end] > newest[:-1]
-    return on_time
-
-
-def _turns(batch: _Batch) -> Iterator[_Turn]:
-    """Runs of observations to fold, in rounds: a stream that begins anew in mid-batch has more than one."""
-    starts = np.flatnonzero(_first_of_run(batch.slot) | batch.fresh)
-    if not len(starts):
-        return
-    lengths = np.diff(np.append(starts, len(batch.slot)))
-    first = _first_of_run(batch.slot[starts])
-    number = np.arange(len(starts)) - np.maximum.accumulate(np.where(first, np.arange(len(starts)), 0))
-    for turn in range(int(number.max()) + 1):
-        mine = number == turn
-        yield _Turn(batch.slot[starts[mine]], starts[mine], lengths[mine])

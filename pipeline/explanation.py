@@ -1,4 +1,4 @@
-"""What stands behind every observation of one stream: evidence, gate, controller, threshold; and why it was decided so."""
+"""What stands behind every observation of one stream: evidence, gate, controller, threshold; and what decided."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.engine import Absorbed, Detail
+from models.evidence import GATE_FULL
+from pipeline.engine import Absorbed
 from pipeline.errors import ConfigurationError
+from pipeline.observations import Detail
 from pipeline.records import EVENTS, VERDICTS, Bool, Float32, Int64, Scores, UInt8
 
 LN10 = math.log(10.0)
@@ -51,8 +53,9 @@ class Explanation:
         ``(T, F)`` in raw units; the band holds 98 % of what was expected one step ahead.
     contribution
         ``(T, F)`` nats.
-    level, raw_level, gate, activity
-        ``(T, F)``: S as it counts, S before suppression of repeats, the gate's share of it, A.
+    level, raw_level, record, gate, activity
+        ``(T, F)``: S as it counts; S before suppression of repeats; the record it is made of, before the gate; g, the
+        gate; A.
     entity
         ``(T,)`` s, for several features.
     controller
@@ -80,6 +83,7 @@ class Explanation:
     contribution: Float32
     level: Float32
     raw_level: Float32
+    record: Float32
     gate: Float32
     activity: Float32
     entity: Float32
@@ -96,8 +100,13 @@ class Explanation:
             self.stream_id,
             self.features,
             signals=self.signals,
-            **{name: getattr(self, name)[cut] for name in (*_OF_SCORES, *_OF_EVIDENCE, *_OF_TRACE, "versions", "event")},
+            **{name: getattr(self, name)[cut] for name in _COLUMNS},
         )
+
+    @property
+    def opening(self) -> Float32:
+        """``(T, F)``: what share of a record the gate let count, 0 to 1."""
+        return np.minimum(self.gate / GATE_FULL, 1.0)
 
     def nearest(self, time_ms: int) -> int:
         """Index of the observation closest in event time."""
@@ -112,7 +121,8 @@ class Explanation:
 
 _OF_SCORES = ("times_ms", "score", "threshold", "verdict", "signal", "feature")
 _OF_EVIDENCE = ("observed", "expected", "band_low", "band_high", "direction", "peak")
-_OF_TRACE = ("contribution", "level", "raw_level", "gate", "activity", "entity", "controller")
+_OF_TRACE = ("contribution", "level", "raw_level", "record", "gate", "activity", "entity", "controller")
+_COLUMNS = (*_OF_SCORES, *_OF_EVIDENCE, *_OF_TRACE, "versions", "event")
 
 
 def collect(batches: Iterable[Absorbed], stream_id: str, features: tuple[str, ...]) -> Explanation:
@@ -174,27 +184,28 @@ def _cause(e: Explanation, at: int) -> str:
 
 
 def _gate(e: Explanation, at: int, signal: str) -> str:
-    gate = float(e.gate[at, e.strongest_feature(at)])
-    if signal != LEVEL or not math.isfinite(gate):
+    opening = float(e.opening[at, e.strongest_feature(at)])
+    if signal != LEVEL or not math.isfinite(opening):
         return ""
-    if gate >= 1.0:
-        return ", and the gate let all of it count, since the forecast had not seen it coming"
-    return f", of which the gate let {gate:.0%} count, since the forecast had partly seen it coming"
+    if opening >= 1.0:
+        return "; the gate let all of it count, for the forecast had not seen it coming"
+    return f"; the gate let {opening:.0%} of it count, for the forecast had partly seen it coming"
 
 
 def _shortfall(e: Explanation, at: int) -> str:
-    """By what factor evidence of this kind is too common."""
+    """By what factor evidence of this strength is too common."""
     factor = 10.0 ** float(e.threshold[at] - e.score[at])
-    return f"evidence of that strength is {factor:,.0f} times too common for an alert within the budget"
+    shown = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
+    return f"on normal data, evidence of that strength turns up {shown} times as often as the alarm budget allows"
 
 
 def _silence(e: Explanation, at: int) -> str:
     feature = e.strongest_feature(at)
-    raw, level, gate = float(e.raw_level[at, feature]), float(e.level[at, feature]), float(e.gate[at, feature])
+    record, raw, level = (float(numbers[at, feature]) for numbers in (e.record, e.raw_level, e.level))
     if math.isfinite(raw) and raw > level:
-        return "a level was new, but less so than one within the last ten observations, so it is no new event"
-    if math.isfinite(gate) and gate < 0.1:
-        return "the forecast made eight observations earlier had seen the value coming, and the gate was shut"
+        return "the level was new, but one in the last ten observations was newer still: this is no event of its own"
+    if math.isfinite(record) and record > 0:
+        return "the level was new, but the forecast made eight observations earlier saw it coming and shut the gate"
     return "the observation lay within what the stream had shown before"
 
 

@@ -7,7 +7,8 @@ stages, states, servers, and classes of reasons. Never a stream id: ten thousand
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -51,13 +52,16 @@ class Metrics:
     ----------
     registry
         Where they are registered; a new one, with the process's own CPU and memory, where none is given.
+    now_s
+        Seconds since the epoch.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, now_s: Callable[[], float] = time.time) -> None:
         if registry is None:
             registry = CollectorRegistry(auto_describe=True)
             ProcessCollector(registry=registry)
         self.registry = registry
+        self._now_s = now_s
         self._evicted: dict[str, int] = {}
         self._versions: set[tuple[str, str]] = set()
         self._make_input_counters()
@@ -126,7 +130,16 @@ class Metrics:
         self._lag = self._gauge("lag_records", "Records between the committed offsets and the ends.", ["profile"])
         self._rows = self._gauge("rows_resident", "Streams with rows on the device.", ["profile"])
         self._unsaved_age = self._gauge("unsaved_age_seconds", "Age of the oldest state not yet saved to Redis.")
+        self._last_commit = self._gauge("last_commit_timestamp_seconds", "When this worker last committed; 0: never.")
+        self._budget = self._gauge(
+            "alarm_budget_per_second", "False alarms that a profile allows each stream, per second.", ["profile"]
+        )
         self._model = self._gauge("model_info", "1 for each model version in use.", ["profile", "version"])
+
+    def show_budgets(self, alarm_every_s: Mapping[str, float]) -> None:
+        """Say what each profile promises: seconds of event time per stream and false alarm."""
+        for profile, seconds in alarm_every_s.items():
+            self._budget.labels(profile).set(1.0 / seconds)
 
     def observe(self, stats: StepStats) -> None:
         """Count what one step did."""
@@ -135,6 +148,8 @@ class Metrics:
         self._skipped.inc(stats.skipped_windows)
         self._silent.inc(stats.silent_observations)
         self._commits.inc(stats.commits)
+        if stats.commits:
+            self._last_commit.set(self._now_s())
         for counter, counts in (
             (self._observations, stats.profile_observations),
             (self._late, stats.late),

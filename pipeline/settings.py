@@ -97,7 +97,7 @@ def _table(value: object) -> object:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
 Topic = Annotated[str, BeforeValidator(lambda name: _topic(name) if isinstance(name, str) else name)]
-Topics = Annotated[tuple[Topic, ...], BeforeValidator(_listed), Field(min_length=1)]
+TopicNames = Annotated[tuple[Topic, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -260,7 +260,7 @@ class Engine(_Section):
     Attributes
     ----------
     threads
-        CPU threads of torch; 0 leaves torch's own choice.
+        CPU threads of torch; 0 takes every core but one, which the servers' clients need.
     max_resident_streams
         Rows kept on the device; those not used lately are evicted to Redis.
     max_batch_observations
@@ -287,6 +287,36 @@ class Registry(_Section):
     """The folder of model versions."""
 
     folder: Path = Path("runs/registry")
+
+
+class TopicPlan(_Section):
+    """How topics of one purpose are made: partitions, and hours that a record is kept (``None``: for ever)."""
+
+    partitions: PositiveInt
+    retention_h: PositiveFloat | None
+
+
+class Topics(_Section):
+    """What ``tidewatch topics --create`` makes; a worker never reads it. deploy/kafka/README.md explains the numbers.
+
+    Attributes
+    ----------
+    replication
+        Copies of every record; -1 leaves it to the cluster.
+    """
+
+    replication: Annotated[int, Field(ge=-1, le=32)] = -1
+    inputs: TopicPlan = TopicPlan(partitions=12, retention_h=192.0)
+    scores: TopicPlan = TopicPlan(partitions=4, retention_h=24.0)
+    alerts: TopicPlan = TopicPlan(partitions=4, retention_h=720.0)
+    dead_letters: TopicPlan = TopicPlan(partitions=1, retention_h=336.0)
+
+    @field_validator("replication")
+    @classmethod
+    def _some(cls, replication: int) -> int:
+        if replication == 0:
+            raise ValueError("0 copies of a record are none; -1 leaves the number to the cluster")
+        return replication
 
 
 class Profile(_Section):
@@ -318,7 +348,7 @@ class Profile(_Section):
         Glob pattern of stream ids -> group name; the first match counts.
     """
 
-    topics: Topics
+    topics: TopicNames
     features: Names
     interval_s: Annotated[float, Field(ge=0.001)] | None = None
     clock: bool = True
@@ -395,6 +425,7 @@ class Settings(_Section):
     engine: Engine = Engine()
     http: Http = Http()
     registry: Registry = Registry()
+    topics: Topics = Topics()
     profiles: Annotated[dict[str, Profile], Field(min_length=1)] = Field(
         default_factory=lambda: {name: Profile(**_shipped(name)) for name in SHIPPED_PROFILES}
     )

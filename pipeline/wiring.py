@@ -178,6 +178,11 @@ def choose_device(wish: str) -> str:
 
 
 def apply_threads(settings: Settings) -> None:
-    """Torch's thread count, where the settings name one."""
-    if settings.engine.threads > 0:
-        torch.set_num_threads(settings.engine.threads)
+    """Torch's thread count: the settings', else every core but one.
+
+    Torch's threads wait for each other by spinning. Where Kafka's and the saver's threads, or other processes, take
+    one of their cores for a moment, all of them stand still: on two busy cores two threads were ten times slower than
+    one.
+    """
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(settings.engine.threads or max(1, cores - 1))

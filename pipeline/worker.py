@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from pipeline.batcher import Batcher, Piece
@@ -183,8 +183,9 @@ class Worker:
         self.waiting_for = _server(error)
         logger.warning("waiting for %s: %s", self.waiting_for, error)
         self._source.pause(self.partitions)
-        for partition, records in self._source.poll(RETRY_PAUSE_S, 1).items():
-            self._source.seek(partition, records[0].offset)  # fetched before the pause: to be read again
+        with suppress(BrokerAway):
+            for partition, records in self._source.poll(RETRY_PAUSE_S, 1).items():
+                self._source.seek(partition, records[0].offset)  # fetched before the pause: to be read again
 
     # -- the group -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from types import FrameType
 from pipeline.errors import TransientError
 from pipeline.health import Health
 from pipeline.metrics import Metrics
-from pipeline.settings import Settings
+from pipeline.settings import Settings, alarm_every_s
 from pipeline.wiring import build_worker
 from pipeline.worker import Worker
 
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings.load(args.settings)
     stopping = _Stopping()
     metrics = Metrics()
+    metrics.show_budgets({name: alarm_every_s(profile.alarm_budget) for name, profile in settings.profiles.items()})
     with Health(settings.http.host, settings.http.port, metrics.registry) as health:
         logger.info("http address=%s", health.address)
         worker = _connected(settings, metrics, health, stopping)

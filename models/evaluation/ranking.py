@@ -67,7 +67,6 @@ def vus_pr(labels: Labels, scores: Float, buffer: int = BUFFER, thresholds: int 
     positives = float(labels.sum())
     inside = _taken(labels.astype(np.float64), order, taken)
     areas = []
-    known: dict[int, float] = {}
     for width in range(buffer + 1):
         soft = _softened(labels, events, width)
         true = _taken(soft, order, taken)
@@ -75,7 +74,6 @@ def vus_pr(labels: Labels, scores: Float, buffer: int = BUFFER, thresholds: int 
         exists = _existence(events, scores, width, cut)
         recall = np.minimum(true / actual, 1.0) * exists
         areas.append(float((np.diff(recall, prepend=0.0) * true / taken).sum()))
-    del known
     return float(np.mean(areas))
 
 
@@ -105,7 +103,6 @@ def _softened(labels: Labels, events: list[tuple[int, int]], width: int) -> Floa
         return soft
     slope = np.sqrt(1.0 - np.arange(1, reach + 1) / width)
     for first, last in events:
-        # The published implementation leaves the very last row without a slope; here it has one.
         after = soft[last + 1 : last + 1 + reach]
         after += slope[: len(after)]
         before = soft[max(0, first - reach) : first]

@@ -15,7 +15,7 @@ from pipeline.records import Alert, Int64
 from pipeline.sources.recording import RecordedStream
 
 AFTERMATH = 10
-"""Observations after a fault in which an alert is neither false nor a catch: things return to normal, and that is news."""
+"""Observations after a fault in which an alert is neither false nor a catch: the return to normal is news as well."""
 
 DAY_MS = 86_400_000
 
@@ -70,8 +70,10 @@ def judge(scene: Scene, opened: Iterable[Alert]) -> Outcome:
         interval_ms = round((stream.interval_s or 0.0) * 1000)
         times = np.array(sorted(onsets[stream.name]), np.int64)
         spans = faults[stream.name]
-        found = (first_alert(fault, times) for fault in spans)
-        delays += [(at - fault.start_ms) // interval_ms for fault, at in zip(spans, found, strict=True) if at is not None]
+        for fault in spans:
+            at_ms = first_alert(fault, times)
+            if at_ms is not None:
+                delays.append((at_ms - fault.start_ms) // interval_ms)
         if scene.faults is not None:
             false_alarms += sum(not is_excused(int(time), spans, interval_ms) for time in times)
             clean_ms += clean_observations(stream, spans) * interval_ms

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from models.synthetic import Fault
 from pipeline.demo.judgement import Summary, is_excused
-from pipeline.demo.scenes import Scene
 from pipeline.records import Alert, FeatureEvidence
 from pipeline.wire import iso_time
 
@@ -37,22 +36,23 @@ def progress_bar(console: Console) -> Progress:
 
 
 def alert_line(alert: Alert, note: str | None) -> Text:
-    """An alert at its opening: when, which stream, how surprising, what was observed and what was expected."""
-    line = Text(no_wrap=False)
-    line.append(iso_time(alert.time_ms)[:16].replace("T", " ") + "  ", "dim")
-    line.append(f"{alert.stream_id:<24} ", SEVERITY_STYLE.get(alert.severity, ""))
-    line.append(f"score {alert.score:5.1f} ", "bold").append(f"(over {alert.threshold:.1f})  ", "dim")
-    line.append("; ".join(feature_text(feature) for feature in alert.features[:SHOWN_FEATURES]))
-    if note is not None:
-        line.append(f"  {note}", "green")
+    """An alert at its opening: when, which stream, its score, what was observed and expected, which features."""
+    line = Text()
+    line.append(iso_time(alert.time_ms)[5:16].replace("T", " ") + "  ", "dim")
+    line.append(f"{alert.stream_id:<24}", SEVERITY_STYLE.get(alert.severity, ""))
+    line.append(f"{alert.score:5.1f} ", "bold")
+    line.append(feature_text(alert.features[0], is_only=len(alert.features) == 1))
+    also = ", ".join(feature.name for feature in alert.features[1:SHOWN_FEATURES])
+    line.append(f", also {also}" if also else "")
+    line.append(f"  {note}" if note is not None else "", "green")
     return line
 
 
-def feature_text(feature: FeatureEvidence) -> str:
-    """``flow 0.0, expected 132 (128 to 136)``."""
+def feature_text(feature: FeatureEvidence, *, is_only: bool) -> str:
+    """``0 (expected 128 to 136)``, after the feature's name where there are several."""
     seen = "missing" if feature.observed is None else number(feature.observed)
     low, high = feature.band
-    return f"{feature.name} {seen}, expected {number(feature.expected)} ({number(low)} to {number(high)})"
+    return f"{'' if is_only else feature.name + ' '}{seen} (expected {number(low)} to {number(high)})"
 
 
 def number(value: float) -> str:
@@ -94,12 +94,12 @@ def outcome_table(summary: Summary) -> Table:
 def verdict_lines(summary: Summary) -> list[str]:
     """Speed, catch and false alarms against the budget, in words."""
     content = summary.content()
-    rate = summary.false_alarms_per_stream_day
-    lines = [
+    rate, delay = summary.false_alarms_per_stream_day, summary.median_delay
+    caught = (
         f"[bold]{summary.caught} of {summary.labelled}[/bold] labelled faults and attacks caught "
-        f"({summary.caught / max(summary.labelled, 1):.0%}); half of them within "
-        f"{0 if summary.median_delay is None else summary.median_delay:g} observations.",
-    ]
+        f"({summary.caught / max(summary.labelled, 1):.0%})"
+    )
+    lines = [f"{caught}." if delay is None else f"{caught}, half of them within {delay:g} observations."]
     if rate is not None:
         lines.append(
             f"False alarms: [bold]{rate * 7:.2f}[/bold] per stream and week on time without faults; "
@@ -107,7 +107,7 @@ def verdict_lines(summary: Summary) -> list[str]:
         )
     lines.append(
         f"{content['observations']:,} observations in {summary.replay_s:.1f} s: "
-        f"[bold]{summary.rate:,.0f} per second[/bold] through Kafka, scored, and back."
+        f"[bold]{content['observations_per_s']:,.0f} per second[/bold] through Kafka, scored, and back."
     )
     return lines
 

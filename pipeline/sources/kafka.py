@@ -104,7 +104,7 @@ class KafkaSource:
         OffsetsGone
             A position is no longer in the log. It stays there: seek or pause, or the next call raises again.
         BrokerAway
-            No broker has been connected for another ``call_deadline_s``.
+            No broker has been connected for ``call_deadline_s``; every call says so, after its wait, until one is.
         WorkerFenced
             The group gave this member's instance id to another process.
         """
@@ -254,7 +254,6 @@ class KafkaSource:
         if any(self._network.connected(broker.node_id) for broker in self._network.cluster.brokers()):
             self._last_seen_s = now
         elif now - self._last_seen_s > self._call_deadline_s:
-            self._last_seen_s = now  # said once per deadline: in between the caller polls on, which is how it waits
             raise BrokerAway(f"no broker has been connected for {self._call_deadline_s} s")
 
 

@@ -150,6 +150,10 @@ class StateStore(Protocol):
         """A slice of all saved streams, for sweeps and listings; cursor 0 starts and ends the scan. No token."""
         ...
 
+    def peek(self, key: StateKey, stream_ids: Sequence[str]) -> dict[str, bytes]:
+        """Saved values of some streams, missing ones absent, for listings: whoever owns them. No token."""
+        ...
+
     def keys(self, group: str) -> list[StateKey]:
         """All partition states of a group, for listings."""
         ...

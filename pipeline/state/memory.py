@@ -98,6 +98,12 @@ class MemoryStateStore:
             following = cursor + count if cursor + count < len(ids) else 0
             return following, {stream_id: state.rows[stream_id] for stream_id in ids[cursor : cursor + count] if state}
 
+    def peek(self, key: StateKey, stream_ids: Sequence[str]) -> dict[str, bytes]:
+        """Saved values of some streams; see the protocol."""
+        with self._lock:
+            rows = self._states[key].rows if key in self._states else {}
+            return {stream_id: rows[stream_id] for stream_id in stream_ids if stream_id in rows}
+
     def keys(self, group: str) -> list[StateKey]:
         """All partition states of a group; see the protocol."""
         with self._lock:

@@ -231,6 +231,16 @@ class RedisStateStore:
             following, fields = cast("Any", self._client.hscan(str(key), cursor, count=count))
         return int(following), {_stream_id(field): value for field, value in fields.items() if field != META}
 
+    def peek(self, key: StateKey, stream_ids: Sequence[str]) -> dict[str, bytes]:
+        """Saved values of some streams; see the protocol."""
+        found: dict[str, bytes] = {}
+        for start in range(0, len(stream_ids), MAX_ROWS):
+            part = stream_ids[start : start + MAX_ROWS]
+            with self._mapped_errors("peek"):
+                values = cast("Any", self._client.hmget(str(key), [_field(stream_id) for stream_id in part]))
+            found.update((name, value) for name, value in zip(part, values, strict=True) if value is not None)
+        return found
+
     def keys(self, group: str) -> list[StateKey]:
         """All partition states of a group; see the protocol."""
         pattern = _literal(f"tw:{{{group}:") + "*"

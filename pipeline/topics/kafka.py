@@ -17,7 +17,7 @@ from pipeline.records import Partition, Record
 from pipeline.sources.base import CommittedOffset
 from pipeline.topics.base import Offset, Place
 
-UNKNOWN_TOPIC, ALREADY_EXISTS, GROUP_NOT_FOUND = 3, 36, 69
+UNKNOWN_TOPIC = 3
 POLL_S = 0.2
 
 
@@ -43,8 +43,12 @@ class Cluster:
         """Options of a client, in kafka-python's names."""
         return client_options(self.bootstrap_servers, "tidewatch", self.call_deadline_s, self.security)
 
-    def create(self, partitions: Mapping[str, int], configs: Mapping[str, str] | None = None) -> None:
+    def create(
+        self, partitions: Mapping[str, int], configs: Mapping[str, str] | None = None, replication: int = -1
+    ) -> None:
         """Create topics, each with this number of partitions, and wait for their leaders.
+
+        ``replication`` -1 leaves the number of copies to the cluster.
 
         Raises
         ------
@@ -54,7 +58,7 @@ class Cluster:
             The cluster does not answer.
         """
         topics = {
-            name: {"num_partitions": count, "replication_factor": -1, "configs": dict(configs or {})}
+            name: {"num_partitions": count, "replication_factor": replication, "configs": dict(configs or {})}
             for name, count in partitions.items()
         }
         with self._admin("create topics") as admin:
@@ -68,13 +72,13 @@ class Cluster:
     def topics(self) -> set[str]:
         """Names of all topics."""
         with self._admin("list topics") as admin:
-            return {topic["name"] for topic in admin.list_topics()}
+            return set(admin.list_topics())
 
     def delete(self, topics: Iterable[str]) -> None:
         """Delete topics with everything in them; those that do not exist are passed over."""
         with self._admin("delete topics") as admin:
             answer = admin.delete_topics(list(topics), raise_errors=False)
-            for topic in answer["responses"]:
+            for topic in answer["topics"]:
                 if topic["error_code"] not in (0, UNKNOWN_TOPIC):
                     raise ConfigurationError(f"topic {topic['name']} is not deleted: {topic.get('error_message')}")
 
@@ -87,12 +91,11 @@ class Cluster:
             It still has members.
         """
         with self._admin("delete group") as admin:
-            try:
-                admin.delete_groups([group])
-            except (kafka_errors.GroupIdNotFoundError, kafka_errors.GroupCoordinatorNotAvailableError):
-                return
-            except kafka_errors.NonEmptyGroupError as exc:
-                raise ConfigurationError(f"group {group} still has members") from exc
+            found = admin.delete_groups([group]).get(group, kafka_errors.NoError)
+        if found is kafka_errors.NonEmptyGroupError:
+            raise ConfigurationError(f"group {group} still has members")
+        if found not in (kafka_errors.NoError, kafka_errors.GroupIdNotFoundError):
+            raise mapped(found(), f"delete group {group}")
 
     def committed(self, group: str) -> dict[Partition, CommittedOffset]:
         """What a group committed last, for every partition it ever committed."""

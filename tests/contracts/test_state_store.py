@@ -258,6 +258,15 @@ def test_a_scan_sees_every_stream_once_it_comes_round(world: World) -> None:
     assert seen == rows
 
 
+def test_anybody_may_look_at_single_streams(world: World) -> None:
+    """Whoever resets a stream by hand must find it without a token, and without reading all others."""
+    assert world.store.peek(world.key, ["a"]) == {}
+    seq = world.store.take(world.key, FIRST).seq
+    world.store.save(world.key, FIRST, seq, {"a": b"1", "!b": b"2", "c": b"3"}, [], None)
+    assert world.store.peek(world.key, ["!b", "a", "absent"]) == {"!b": b"2", "a": b"1"}
+    assert world.store.peek(world.key, []) == {}
+
+
 def test_listing_knows_its_own_group_only(world: World) -> None:
     """A group whose name begins like another one is another group."""
     longer = world.key._replace(group=world.key.group + ":x")

@@ -137,3 +137,17 @@ def test_impossible_fleets_are_refused() -> None:
         network(3, 1440, 4, 1)
     with pytest.raises(ValueError, match="too few"):
         network(3, 100, 1, 1)
+
+
+def test_faults_are_neither_hidden_nor_huge() -> None:
+    """A demo on faults nobody can find, or nobody can miss, says nothing."""
+    sizes = []
+    for damaged, clean in zip(plant(400, 1500, 400, 6), plant(400, 1500, 0, 6), strict=True):
+        (fault,) = damaged.faults
+        if fault.kind == "zero":
+            continue
+        change = np.abs(damaged.values - clean.values)[fault.start : fault.end, 0]
+        sizes.append(float(change.max() / np.ptp(clean.values)))
+    assert max(sizes) < 2.0
+    assert np.median(sizes) < 1.0
+    assert min(sizes) > 0.1

@@ -174,7 +174,7 @@ def test_controller_keeps_the_budget():
 
 
 def test_controller_counts_observations_far_below_float32_grain():
-    """Ten values a second against a weekly budget: each takes 1.7e-7 off d, which float32 alone would swallow at d = 5."""
+    """Ten values a second against a weekly budget: each takes 1.7e-7 off d, which float32 would swallow."""
     life = AlertLife(*torch.zeros(12, 1))
     life.count.fill_(1000.0)
     life.controller.fill_(5.0)

@@ -257,6 +257,22 @@ def test_reset_record_starts_the_stream_afresh_for_every_replay() -> None:
     assert_same_output(world.output(), expected)
 
 
+def test_alert_that_is_open_when_its_stream_begins_anew_is_resolved() -> None:
+    """Nobody would ever close it: neither a reset, nor a forget, nor a long silence leaves an alert behind."""
+    for control in ("reset", "forget", None):
+        world = _world(profile=make_profile(idle_reset_s=36000))
+        values = make_series(0, 140, spikes=0)
+        values[135:] += 30.0
+        world.produce("s", values)
+        if control is not None:
+            world.send("s", encode_control("s", control), START_MS + 140 * INTERVAL_MS)
+        world.produce("s", make_series(1, 8), start_ms=START_MS + 2000 * INTERVAL_MS)
+        _finished(world).stop()
+        events = [(alert.alert_id, alert.event) for alert in world.output().alerts]
+        assert [event for _, event in events if event != "updated"] == ["opened", "resolved"]
+        assert len({alert for alert, _ in events}) == 1
+
+
 def test_forgotten_stream_leaves_the_store() -> None:
     """Forget is a reset whose row is deleted too."""
     world = _world()

@@ -1,0 +1,231 @@
+"""Pictures of what a stream did and how it was scored. Needs matplotlib, the extra ``plots``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigurationError
+from pipeline.explanation import Explanation
+from pipeline.records import VERDICTS, Bool, Int64
+
+INK, QUIET, EXPECTED, ALARM, LABEL = "#1f2933", "#9aa5b1", "#2f6db3", "#c62f2f", "#f2c14e"
+ANOMALOUS, WARMING_UP = VERDICTS.index("anomalous"), VERDICTS.index("warming_up")
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "svg.hashsalt": "tidewatch",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of event time to shade, ms since the epoch, with the words for the legend."""
+
+    begin_ms: int
+    end_ms: int
+    words: str
+
+
+def draw_episode(explanation: Explanation, at: int, path: Path, title: str, labels: Sequence[Span] = ()) -> None:
+    """An alert's episode: what was observed against what was expected, and the score below.
+
+    Parameters
+    ----------
+    explanation
+        The stretch to show.
+    at
+        Index of the observation that opened the alert; its strongest feature is shown.
+    path
+        PNG, SVG or PDF by its ending; overwritten.
+    labels
+        What is known to be wrong, shaded.
+
+    Raises
+    ------
+    ConfigurationError
+        matplotlib is not installed, or the file cannot be written.
+    """
+    feature = explanation.strongest_feature(at)
+    with _figure(path, 2, (11, 6.2), (1.6, 1.0), title) as (observed, score):
+        _draw_observed(observed, explanation, feature, labels)
+        _draw_score(score, explanation, labels)
+        _mark(observed, explanation, at, explanation.observed[at, feature])
+        _mark(score, explanation, at, explanation.score[at])
+
+
+def draw_explanation(explanation: Explanation, at: int, path: Path, title: str, labels: Sequence[Span] = ()) -> None:
+    """As :func:`draw_episode`, with evidence and gate behind the score; ``at`` is the observation asked about."""
+    feature = explanation.strongest_feature(at)
+    is_single = bool(np.isfinite(explanation.level[:, feature]).any())
+    panels = 4 if is_single else 3
+    with _figure(path, panels, (11, 3.0 + 2.0 * panels), (1.6, 1.0, 1.0, 0.8)[:panels], title) as axes:
+        _draw_observed(axes[0], explanation, feature, labels)
+        _draw_score(axes[1], explanation, labels)
+        if is_single:
+            _draw_single(axes[2], explanation, feature)
+            _draw_gate(axes[3], explanation, feature)
+        else:
+            _draw_contributions(axes[2], explanation, at)
+        for axis in axes:
+            axis.axvline(_dates(explanation.times_ms)[at], color=ALARM, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        _mark(axes[0], explanation, at, explanation.observed[at, feature])
+        _mark(axes[1], explanation, at, explanation.score[at])
+
+
+@contextmanager
+def _figure(
+    path: Path, panels: int, size: tuple[float, float], heights: Sequence[float], title: str
+) -> Iterator[Sequence[Any]]:
+    """Axes above each other with one time axis; written to ``path`` when the block is left."""
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise ConfigurationError("pictures need matplotlib: pip install 'tidewatch[plots]'") from exc
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(panels, 1, sharex=True, height_ratios=heights)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        yield axes
+        locator = AutoDateLocator()
+        axes[-1].xaxis.set_major_locator(locator)
+        axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes[-1].set_xlabel("event time (UTC)")
+        for axis in axes:
+            axis.margins(x=0.01)
+            axis.legend(loc="upper left", bbox_to_anchor=(1.005, 1.0), borderaxespad=0.0, fontsize=9)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=130)
+        except (OSError, ValueError) as exc:
+            raise ConfigurationError(f"{path}: the picture cannot be written: {exc}") from exc
+
+
+def _draw_observed(axis: Any, e: Explanation, feature: int, labels: Sequence[Span]) -> None:
+    dates = _dates(e.times_ms)
+    _shade(axis, labels)
+    axis.fill_between(
+        dates,
+        e.band_low[:, feature],
+        e.band_high[:, feature],
+        color=EXPECTED,
+        alpha=0.18,
+        linewidth=0,
+        label="expected, 98 % of cases",
+    )
+    axis.plot(dates, e.expected[:, feature], color=EXPECTED, linewidth=1.0, label="expected")
+    axis.plot(dates, e.observed[:, feature], color=INK, linewidth=1.1, marker=".", markersize=2.5, label="observed")
+    _limit(axis, e, feature)
+    axis.set_ylabel(e.features[feature])
+
+
+def _limit(axis: Any, e: Explanation, feature: int) -> None:
+    """Frame what was observed; a band that is wide for a moment must not flatten all the rest."""
+    seen = e.observed[:, feature]
+    if not np.isfinite(seen).any():
+        return
+    low, high = float(np.nanmin(seen)), float(np.nanmax(seen))
+    reach = max(high - low, 1e-9 * max(abs(low), abs(high)), 1e-12)
+    band_low, band_high = (np.nan_to_num(band[:, feature], nan=low) for band in (e.band_low, e.band_high))
+    axis.set_ylim(
+        max(float(band_low.min()), low - 0.5 * reach) - 0.04 * reach,
+        min(float(band_high.max()), high + 0.5 * reach) + 0.04 * reach
+        if band_high.max() > high
+        else high + 0.06 * reach,
+    )
+
+
+def _draw_score(axis: Any, e: Explanation, labels: Sequence[Span]) -> None:
+    dates = _dates(e.times_ms)
+    _shade(axis, [Span(span.begin_ms, span.end_ms, "") for span in labels])
+    axis.fill_between(dates, 0, np.nan_to_num(e.score), color=QUIET, alpha=0.35, linewidth=0, step="mid")
+    axis.plot(dates, e.score, color=INK, linewidth=1.0, drawstyle="steps-mid", label="score, −log₁₀ p")
+    axis.plot(dates, e.threshold, color=ALARM, linewidth=1.2, linestyle=(0, (5, 2)), label="threshold")
+    alarms = e.verdict == ANOMALOUS
+    if alarms.any():
+        axis.plot(dates[alarms], e.score[alarms], "o", color=ALARM, markersize=3.5, label="anomalous")
+    for begin, end in _runs(e.verdict == WARMING_UP):
+        axis.axvspan(dates[begin], dates[end - 1], color=QUIET, alpha=0.2, linewidth=0)
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("score")
+
+
+def _draw_single(axis: Any, e: Explanation, feature: int) -> None:
+    dates = _dates(e.times_ms)
+    axis.plot(dates, e.record[:, feature], color=QUIET, linewidth=1.0, label="new level, before the gate")
+    axis.plot(dates, e.level[:, feature], color=INK, linewidth=1.2, drawstyle="steps-mid", label="S: level evidence")
+    axis.plot(dates, e.activity[:, feature], color=EXPECTED, linewidth=1.0, label="A: activity, 1 is usual")
+    axis.set_ylabel("evidence")
+    _log_where_wide(axis, e.activity[:, feature])
+
+
+def _log_where_wide(axis: Any, values: npt.NDArray[np.float32]) -> None:
+    if np.isfinite(values).any() and float(np.nanmax(values)) > 20.0:
+        axis.set_yscale("symlog", linthresh=1.0)
+    axis.set_ylim(bottom=0)
+
+
+def _draw_gate(axis: Any, e: Explanation, feature: int) -> None:
+    dates = _dates(e.times_ms)
+    axis.fill_between(dates, 0, e.opening[:, feature], color=LABEL, alpha=0.6, linewidth=0, step="mid", label="gate")
+    axis.plot(dates, e.controller, color=ALARM, linewidth=1.0, label="controller d, nats")
+    lowest, highest = float(np.nanmin(e.controller)), float(np.nanmax(e.controller))
+    axis.set_ylim(min(0.0, lowest - 0.05), max(1.05, highest + 0.1))
+    axis.set_ylabel("gate, d")
+
+
+def _draw_contributions(axis: Any, e: Explanation, at: int) -> None:
+    """What the features contributed that were strongest at the observation asked about."""
+    strongest = np.argsort(-np.nan_to_num(e.contribution[at], nan=-1.0), kind="stable")[:5]
+    dates = _dates(e.times_ms)
+    parts = np.nan_to_num(e.contribution[:, strongest]).T
+    axis.stackplot(dates, parts, labels=[e.features[feature] for feature in strongest.tolist()], alpha=0.75)
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("nats by feature")
+
+
+def _mark(axis: Any, e: Explanation, at: int, value: float) -> None:
+    if np.isfinite(value):
+        axis.plot([_dates(e.times_ms)[at]], [value], "o", color=ALARM, markersize=7, markerfacecolor="none", zorder=5)
+
+
+def _shade(axis: Any, spans: Sequence[Span]) -> None:
+    for span in spans:
+        begin, end = _dates(np.array([span.begin_ms, span.end_ms], np.int64))
+        axis.axvspan(begin, end, color=LABEL, alpha=0.25, linewidth=0, zorder=0, label=span.words or None)
+
+
+def _runs(where: Bool) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], where, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _dates(times_ms: Int64) -> npt.NDArray[np.datetime64]:
+    return times_ms.astype("datetime64[ms]")
+
+
+def utc(time_ms: int) -> str:
+    """Event time for a title, to the minute."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
