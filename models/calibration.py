@@ -16,7 +16,7 @@ from models.config import Evidence, FoldConfig
 from models.pretrained import PooledTail, PooledTails, Weights
 from models.step import Scorer, Trace
 from models.synthetic import SENSORS, network, plant, undisturbed
-from models.tail import LEAST_BETA, LEAST_QUANTILE, LEVEL_FLOOR, TAIL_SHARE, WARM_UP
+from models.tail import LEAST_BETA, LEAST_QUANTILE, LEVEL_FLOOR, TAIL_SHARE, TAIL_WINDOW, WARM_UP
 
 INTERVAL_S = 300.0
 OBSERVATIONS_PER_CALL = 64
@@ -91,11 +91,13 @@ def _fold(weights: Weights, evidence: Evidence, values: Tensor, start_ms: Tensor
 
 
 def _rate_tail(level: Tensor) -> PooledTail:
-    """Rate of S > 0.01 over all series, and the median over series of their own beta."""
+    """R, exceedances over the sum of 1 / n, and the median over series of their own beta."""
     exceeds = level > LEVEL_FLOOR
     own = [torch.log(s[over] / LEVEL_FLOOR).mean() for s, over in zip(level.T, exceeds.T, strict=True)]
     enough = [beta for beta, over in zip(own, exceeds.T, strict=True) if int(over.sum()) >= FEWEST_EXCEEDANCES]
-    return _tail(exceeds.double().mean(), torch.stack(enough).median())
+    ages = torch.arange(len(level)) + WARM_UP
+    chances = level.shape[1] * torch.reciprocal(ages.clamp_max(TAIL_WINDOW)).sum()
+    return _tail(exceeds.double().sum() / chances, torch.stack(enough).median())
 
 
 def _quantile_tail(evidence: Tensor) -> PooledTail:

@@ -70,8 +70,8 @@ class LinearLags(Scorer):
 def last_value(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The forecasts of last value from the inputs ``(12, R)``: one-step mixture ``(9, R)``, B_4 and B_8 ``(R,)``.
 
-    The mean distance of a logistic of scale s from its centre is 2 s ln 2; a distance in raw units is one in asinh units
-    divided by sqrt(1 + z^2).
+    The mean distance of a logistic of scale s from its centre is 2 s ln 2; one in asinh units is one in raw
+    units divided by sqrt(1 + z^2).
     """
     location, log_change = inputs[0], inputs[10]
     z = torch.sinh(location).clamp(-FORECAST_LIMIT, FORECAST_LIMIT)
@@ -84,7 +84,7 @@ def last_value(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def untrained(weights: Weights, seed: int = 0) -> Weights:
-    """A network of the same shape that never learned, with the preconditioner its own features have on normal series."""
+    """A network of the same shape that never learned, with the preconditioner of its own features on normal series."""
     blank = Weights.random(weights.predictor, seed)
     lessons = _lessons()
     with torch.no_grad():

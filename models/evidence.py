@@ -319,7 +319,7 @@ class SingleChain:
             self._learn_season(self.season, o, seen.error_1500)
         levels.gate_scale.lerp_(seen.error_8, own_rate(o.has_8, o.count, 8.0, 500.0))
         fold_capped(self.activity.usual, seen.error_4, o.floor, o.has_4, o.count - 4.0)
-        self.level_tail.fold(seen.level, o.count, o.established)
+        self.level_tail.fold(seen.level, o.count, o.established, self.pooled.level)
         self.activity_tail.fold(seen.activity, o.count, o.established * o.has_4)
         torch.mul(seen.raw_level, o.moves.weight, out=self.quiet[position])
 

@@ -33,8 +33,8 @@ _BUILTIN_FOLDER = Path(__file__).parent / "weights"
 class PooledTail:
     """Where a kind of evidence starts on a stream without a past (recipe.md, tail).
 
-    ``level`` is the 98 % quantile of A, s and T^2 / F; for S it is the rate of S > 0.01 per observation. ``beta`` is
-    the mean of ln(s / q) over exceedances.
+    ``level`` is the 98 % quantile q of A, s and T^2 / F; for S it is R, n times the rate of S > 0.01. ``beta`` is the
+    mean of ln(s / q) over exceedances (of ln(S / 0.01) for S).
     """
 
     level: float
@@ -45,7 +45,7 @@ class PooledTail:
 class PooledTails:
     """Pooled tails of every kind of evidence; the defaults serve random weights and are replaced by pretraining."""
 
-    level: PooledTail = PooledTail(0.01, 0.8)
+    level: PooledTail = PooledTail(5.0, 1.4)
     activity: PooledTail = PooledTail(1.9, 0.3)
     entity: PooledTail = PooledTail(3.5, 0.25)
     values: PooledTail = PooledTail(2.5, 0.3)

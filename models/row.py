@@ -97,7 +97,8 @@ ACTIVITY = (
     _Field("usual", "s_A: slow, capped mean of e_4^2"),
 )
 RATE_TAIL = (
-    _Field("rate", "lambda: ew(1[S > 0.01], 5000)"),
+    _Field("seen", "observations with S > 0.01, fading over 5000"),
+    _Field("expected", "how many of them the pooled rate led to expect, fading alike"),
     _Field("beta", "mean ln(S / 0.01) over exceedances"),
     _Field("exceedances", "exceedances counted", fresh=FIRST_EXCEEDANCES),
 )

@@ -30,6 +30,8 @@ LEVEL_FLOOR = 0.01
 WARM_UP = 100.0
 POOLED_UNTIL = 1000.0
 POOLED_WEIGHT = 1000.0
+# Exceedances seen and expected that a stream's own rate starts from.
+OWN_RATE_PRIOR = 3.0
 QUIET_S = 1800.0
 QUIET_OBSERVATIONS = 10.0
 CRITICAL_DECADES = 2.0
@@ -82,32 +84,42 @@ class QuantileTail:
 
 @dataclass(slots=True)
 class RateTail:
-    """Running tail of S, which is mostly 0: rate of S > 0.01 and Pareto beta over S / 0.01."""
+    """Running tail of S, which is mostly 0: rate of S > 0.01 and Pareto beta over S / 0.01.
 
-    rate: Tensor
+    S counts records, and a stream's records become rarer as its memory grows: of n exchangeable values the last is the
+    greatest with probability 1 / n (Rényi, 1962). So the pooled rate is R / n, up to the memory of the tail, and the
+    stream's own rate is learned as a factor on it: exceedances seen over exceedances expected.
+    """
+
+    seen: Tensor
+    expected: Tensor
     beta: Tensor
     exceedances: Tensor
 
     def start_from(self, pooled: PooledTail) -> None:
         """Give rows without a past the pooled tail (a fresh row holds zeros)."""
-        fresh = self.beta <= 0
-        self.rate.masked_fill_(fresh, pooled.level)
-        self.beta.masked_fill_(fresh, pooled.beta)
+        self.beta.masked_fill_(self.beta <= 0, pooled.beta)
 
     def nats(self, s: Tensor, age: Tensor, pooled: PooledTail) -> Tensor:
         """-ln lambda + ln(S / 0.01) / beta where S > 0.01, else 0."""
-        prior = POOLED_WEIGHT / (POOLED_WEIGHT + age)
-        rate = torch.lerp(self.rate, self.rate.new_tensor(pooled.level), prior)
+        rate = record_rate(age, pooled) * (self.seen + OWN_RATE_PRIOR) / (self.expected + OWN_RATE_PRIOR)
         beta = torch.lerp(self.beta, self.beta.new_tensor(pooled.beta), pooled_share(age))
         excess = torch.log((s * (1.0 / LEVEL_FLOOR)).clamp_min_(1.0))
-        return (excess / beta - torch.log(rate)).mul_(s > LEVEL_FLOOR)
+        return (excess / beta - torch.log(rate.clamp_max_(1.0))).mul_(s > LEVEL_FLOOR)
 
-    def fold(self, s: Tensor, age: Tensor, weight: Tensor) -> None:
+    def fold(self, s: Tensor, age: Tensor, weight: Tensor, pooled: PooledTail) -> None:
         """Move the tail by S where ``weight`` is 1."""
-        above = (s > LEVEL_FLOOR).to(s.dtype)
-        self.rate.lerp_(above, torch.reciprocal(age + 1.0).clamp_min_(1.0 / TAIL_WINDOW).mul_(weight))
+        over = (s > LEVEL_FLOOR) * weight
+        fade = weight * (1.0 / TAIL_WINDOW)
+        self.seen.add_(over - self.seen * fade)
+        self.expected.add_(record_rate(age, pooled) * weight - self.expected * fade)
         excess = torch.log((s * (1.0 / LEVEL_FLOOR)).clamp_min_(1.0))
-        _fold_beta(self.beta, self.exceedances, excess, above * weight)
+        _fold_beta(self.beta, self.exceedances, excess, over)
+
+
+def record_rate(age: Tensor, pooled: PooledTail) -> Tensor:
+    """Pooled probability of S > 0.01 after ``age`` valid observations: R / n, between the warm-up and 5000."""
+    return pooled.level / age.clamp(WARM_UP, TAIL_WINDOW)
 
 
 def _fold_beta(beta: Tensor, exceedances: Tensor, excess: Tensor, over: Tensor) -> None:

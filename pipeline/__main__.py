@@ -63,10 +63,24 @@ COMMANDS = {
     "worker": Command(
         "consume, score and emit until told to stop", "tidewatch worker --settings tidewatch.toml", log_level="info"
     ),
+    "monitor": Command(
+        "watch for streams that have gone silent, and show open alerts to Prometheus",
+        "tidewatch monitor --settings tidewatch.toml",
+        log_level="info",
+    ),
+    "alerts": Command("list, show or follow alerts in the terminal", "tidewatch alerts list --since 1d"),
+    "notify": Command(
+        "tell people about alerts, by a webhook or by Alertmanager",
+        "tidewatch notify --settings tidewatch.toml",
+        log_level="info",
+    ),
     "replay": Command("play recordings through Kafka or straight through the engine", "tidewatch replay pump.csv"),
     "record": Command("write a live topic, or a range of it, to a recording", "tidewatch record --help"),
     "explain": Command("show why there was an alert, or why there was none", "tidewatch explain --help"),
     "streams": Command("list, show, reset or forget streams while workers run", "tidewatch streams list"),
+    "evaluate": Command(
+        "measure detection on labelled recordings, beside controls", "tidewatch evaluate ../shared/data --quick"
+    ),
     "schema": Command("print the JSON Schema of the messages", "tidewatch schema window"),
     "bench": Command("measure this machine", "tidewatch bench --quick"),
     "pretrain": Command("make a predictor's weights from generated series", "tidewatch pretrain --out weights"),
@@ -97,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word in COMMANDS), None)
-    module = None if chosen is None else import_module(COMMANDS[chosen].module_name(chosen))
+    try:
+        module = None if chosen is None else import_module(COMMANDS[chosen].module_name(chosen))
+    except KeyboardInterrupt:  # importing torch takes seconds, long enough to think better of it
+        return EXIT_INTERRUPTED
     parser = build_parser(chosen, module)
     args = parser.parse_args(words)
     if args.command is None:

@@ -26,6 +26,7 @@ on the machine spoils rates, and hardly the ratios engine_over_model.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -58,7 +59,7 @@ from pipeline.registry import Registry
 from pipeline.servers import EmbeddedKafka, EmbeddedRedis, create_topics
 from pipeline.settings import Profile, Settings
 from pipeline.state.redis import RedisStateStore
-from pipeline.wiring import apply_threads, build_engine, build_messages, build_source, build_worker
+from pipeline.wiring import apply_threads, build_engine, build_messages, build_source, build_worker, settle_memory
 
 EXAMPLES = """\
 examples:
@@ -265,6 +266,7 @@ class _Length:
         self._fill(topic, -1, self._traffic.streams)
         worker = build_worker(settings, _nobody)
         drive = Drive(worker)
+        settle_memory()
         try:
             with self._says(f"{kind}: the first observation of {self._traffic.streams} streams"):
                 drive.until(first)
@@ -276,6 +278,7 @@ class _Length:
             if kind == "single":
                 self._latency(drive, topic, rounds, 0.5 * rate.messages_per_s)
         finally:
+            gc.unfreeze()
             worker.stop()
             with closing(RedisStateStore.connect(self._redis_url)) as store:
                 forget(self._redis_url, store.keys(settings.kafka.group))

@@ -13,9 +13,10 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -60,15 +61,13 @@ class Found:
 
     def worst(self) -> Alert | None:
         """The alert whose score rose highest above its threshold."""
-        return max(
-            self.opened.values(), key=lambda alert: self.peaks[alert.alert_id] - alert.threshold, default=None
-        )
+        return max(self.opened.values(), key=lambda alert: self.peaks[alert.alert_id] - alert.threshold, default=None)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where summary and picture go (runs/demo)")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the data, to see whether everything works")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the streams")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 def _size(args: argparse.Namespace) -> Size:
     if not args.quick:
         return Size()
-    return Size(sensors=24, sensor_observations=1200, faults=12, hosts=6, minutes=600, attacks=3, flow_observations=400)
+    return Size(sensors=24, faults=12, hosts=3, attacks=2)
 
 
 # -- the replay --------------------------------------------------------------------------------------------------------
@@ -198,9 +197,11 @@ def _draw_worst(found: Found, recorded: Sequence[Scene], path: Path, console: Co
     scene = next(scene for scene in recorded if scene.name == alert.profile)
     stream = next(stream for stream in scene.streams if stream.name == alert.stream_id)
     offline = Offline(scene.name, scene.profile, detail=True)
-    whole = collect(offline.score_streams([stream]), stream.name, scene.profile.features)
-    begin, end = whole.nearest(alert.onset_ms) - BEFORE, whole.nearest(found.ended_ms[alert.alert_id]) + AFTER
-    shown = whole.part(begin, end)
+    begin, end = np.searchsorted(stream.times_ms, [alert.onset_ms, found.ended_ms[alert.alert_id]])
+    until = slice(0, int(end) + AFTER)
+    past = replace(stream, times_ms=stream.times_ms[until], values=stream.values[until])
+    whole = collect(offline.score_streams([past]), stream.name, scene.profile.features)
+    shown = whole.part(int(begin) - BEFORE, len(whole))
     faults = [fault for fault in scene.faults or () if fault.stream_id == stream.name]
     title = f"{stream.name}: alert opened {utc(alert.onset_ms)}, score up to {found.peaks[alert.alert_id]:.1f}"
     try:
@@ -224,8 +225,21 @@ def _write(path: Path, summary: Summary) -> None:
 def _show(console: Console, summary: Summary, folder: Path, picture: Path | None) -> None:
     console.print()
     console.print(outcome_table(summary))
+    console.print()
     for line in verdict_lines(summary):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     console.print(f"\nAll of it took {summary.seconds:.0f} s. What to type next:\n")
-    for step in next_steps(folder, picture, "open" if sys.platform == "darwin" else "xdg-open"):
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    for step in next_steps(folder, picture, opener, _own_command()):
         console.print(step, soft_wrap=True)
+
+
+def _own_command() -> str:
+    """How to call us again from here: by name where that is found, else by its place, as after ``make demo``."""
+    if shutil.which("tidewatch") is not None:
+        return "tidewatch"
+    beside = Path(sys.executable).with_name("tidewatch")
+    if not beside.exists():
+        return "python -m pipeline"
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

@@ -20,13 +20,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.engine import Absorbed, Engine, Share
+from pipeline.engine import Absorbed
 from pipeline.errors import ConfigurationError, DecodeError
-from pipeline.explanation import Explanation, collect, sentence
+from pipeline.explanation import Explanation, collect, sentence, with_recorded_versions
 from pipeline.offline import Offline
-from pipeline.partition import from_offset, version_at
+from pipeline.partition import from_offset
 from pipeline.plots import Span, draw_explanation, utc
-from pipeline.records import EVENTS, VERDICTS, Committed, Partition, Windows
+from pipeline.records import EVENTS, VERDICTS, Bool, Committed, Partition, Windows
 from pipeline.registry import Registry
 from pipeline.replay.inputs import (
     KAFKA,
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stream", metavar="STREAM", help="stream id")
     parser.add_argument("--at", required=True, metavar="TIME", help="event time, ISO 8601 (UTC where no zone is given)")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--recording", type=Path, metavar="PATH", help="CSV, JSON Lines, Parquet, folder or record file")
+    source.add_argument("--recording", type=Path, metavar="PATH", help="file, folder or record file, as for replay")
     source.add_argument("--kafka", metavar="TOPIC", help="topic, or TOPIC@FROM..TO with offsets or times")
     parser.add_argument("--before", type=int, default=10, metavar="N", help="observations shown before (default: 10)")
     parser.add_argument("--after", type=int, default=10, metavar="N", help="observations shown after (default: 10)")
@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="NAME", help="score by this profile (default: the one that fits)")
 
 
-PICTURE_FACTOR = 12
+PICTURE_FACTOR, TABLE_WIDTH = 12, 120
+EVENT_WORDS = {"opened": "alert opened", "updated": "alert worse", "resolved": "alert resolved"}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     at = whole.nearest(asked_ms)
     begin = max(at - args.before, 0)
     shown = whole.part(begin, at + args.after + 1)
-    console.print(table_of(shown, at - begin), soft_wrap=True)
+    Console(highlight=False, width=max(console.width, TABLE_WIDTH)).print(table_of(shown, at - begin))
     if whole.times_ms[at] != asked_ms:
         console.print(f"There is no observation at {args.at}; the closest one is {utc(int(whole.times_ms[at]))}.")
     console.print(escape(sentence(whole, at)))
@@ -121,13 +122,18 @@ def table_of(shown: Explanation, at: int) -> Table:
     """One row for each observation; the one asked about is marked. Of several features, the one that was strongest."""
     several = len(shown.features) > 1
     is_single = bool(np.isfinite(shown.level).any())
-    table = Table(title=f"{shown.stream_id}, {_version(shown)}", title_justify="left", header_style="bold", box=None)
+    table = Table(
+        title=f"{shown.stream_id}, {utc(int(shown.times_ms[at]))[:4]}, {_version(shown)}",
+        title_justify="left",
+        header_style="bold",
+        box=None,
+    )
     table.add_column("time (UTC)")
     if several:
         table.add_column("feature")
     for name in ("observed", "expected", "band", "score", "thresh."):
-        table.add_column(name, justify="right")
-    for name in ("verdict", "signal", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("verdict", "signal", "side"):
         table.add_column(name)
     for name in ("gate", "S", "A", "d") if is_single else ("s", "d"):
         table.add_column(name, justify="right")
@@ -149,28 +155,32 @@ def _cells(e: Explanation, i: int, is_single: bool) -> list[str]:
     event = EVENTS[int(e.event[i])]
     verdict = VERDICTS[int(e.verdict[i])].replace("_", " ")
     of_kind = (
-        [_number(e.opening[i, feature]), _number(e.level[i, feature]), _number(e.activity[i, feature])]
+        [_share(e.opening[i, feature]), _number(e.level[i, feature]), _number(e.activity[i, feature])]
         if is_single
         else [_number(e.entity[i])]
     )
     return [
-        utc(int(e.times_ms[i])),
+        utc(int(e.times_ms[i]))[5:],
         e.features[feature],
         _number(e.observed[i, feature]),
         _number(e.expected[i, feature]),
-        f"{_number(low)} … {_number(high)}" if np.isfinite(low) else "",
-        _number(e.score[i]),
-        _number(e.threshold[i]),
-        f"{verdict}, {event}" if event else verdict,
+        f"{_number(low)} to {_number(high)}" if np.isfinite(low) else "",
+        f"{e.score[i]:.2f}" if np.isfinite(e.score[i]) else "–",
+        f"{e.threshold[i]:.2f}",
+        EVENT_WORDS.get(event, verdict),
         e.signals[int(e.signal[i])] if e.signal[i] else "",
-        {-1: "below", 1: "above"}.get(int(e.direction[i]), ""),
+        {-1: "below", 1: "above"}[int(e.direction[i])] if e.signal[i] and e.direction[i] else "",
         *of_kind,
-        _number(e.controller[i]),
+        f"{e.controller[i]:.2f}",
     ]
 
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if np.isfinite(value) else "–"
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if np.isfinite(value) else "–"
 
 
 # -- scoring once more -------------------------------------------------------------------------------------------------
@@ -233,7 +243,7 @@ def _explain_raw(
     def batches() -> Iterator[Absorbed]:
         for partition, windows in _windows_of(raw, args.stream, name, settings):
             if partition in history:
-                yield from _with_recorded_versions(engine, history[partition], partition, windows)
+                yield from with_recorded_versions(engine, history[partition], partition, windows)
             else:
                 yield offline.score({partition: windows})
 
@@ -256,32 +266,17 @@ def _windows_of(raw: RawInput, stream: str, profile: str, settings: Settings) ->
                     yield partition, _only(windows, kept)
 
 
-def _only(windows: Windows, kept: np.ndarray) -> Windows:
+def _only(windows: Windows, kept: Bool) -> Windows:
     if kept.all():
         return windows
     cells, numbers = np.repeat(kept, windows.lengths), np.flatnonzero(kept)
     return Windows(
-        [windows.stream_ids[number] for number in numbers.tolist()],
-        *(getattr(windows, name)[numbers] for name in ("offsets", "record_ms", "lengths", "silent", "control")),
+        stream_ids=[windows.stream_ids[number] for number in numbers.tolist()],
+        offsets=windows.offsets[numbers],
+        record_ms=windows.record_ms[numbers],
+        lengths=windows.lengths[numbers],
+        silent=windows.silent[numbers],
+        control=windows.control[numbers],
         times_ms=windows.times_ms[cells],
         values=windows.values[cells],
     )
-
-
-def _with_recorded_versions(
-    engine: Engine, committed: Committed, partition: Partition, windows: Windows
-) -> Iterator[Absorbed]:
-    """Fold windows with the version that scored each of them first, carrying the rows where it changes."""
-    oldest = committed.history[0][1]
-    versions = [version_at(committed, offset) or oldest for offset in windows.offsets.tolist()]
-    begin = 0
-    while begin < len(windows):
-        version = versions[begin]
-        end = next((i for i in range(begin, len(windows)) if versions[i] != version), len(windows))
-        engine.bring_to(partition, version)
-        rows = engine.rows(version)
-        rows.begin_batch()
-        part = windows.part(begin, end)
-        rows.admit_fresh(partition, rows.missing(partition, part.stream_ids), 0)
-        yield engine.absorb(rows, [Share(partition, part, 0)], 0.0)
-        begin = end

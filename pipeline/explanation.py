@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from models.evidence import GATE_FULL
-from pipeline.engine import Absorbed
+from pipeline.engine import Absorbed, Engine, Share
 from pipeline.errors import ConfigurationError
 from pipeline.observations import Detail
-from pipeline.records import EVENTS, VERDICTS, Bool, Float32, Int64, Scores, UInt8
+from pipeline.partition import version_at
+from pipeline.records import (
+    EVENTS,
+    VERDICTS,
+    Bool,
+    Committed,
+    Float32,
+    Int64,
+    Partition,
+    Scores,
+    UInt8,
+    Windows,
+)
 
 LN10 = math.log(10.0)
 LEVEL, ACTIVITY, JUMP = "level", "activity", "jump"
@@ -106,7 +118,8 @@ class Explanation:
     @property
     def opening(self) -> Float32:
         """``(T, F)``: what share of a record the gate let count, 0 to 1."""
-        return np.minimum(self.gate / GATE_FULL, 1.0)
+        share: Float32 = np.minimum(self.gate / GATE_FULL, 1.0)
+        return share
 
     def nearest(self, time_ms: int) -> int:
         """Index of the observation closest in event time."""
@@ -155,6 +168,25 @@ def _columns(scores: Scores, detail: Detail, mine: Bool) -> Mapping[str, npt.NDA
         "versions": np.full(int(mine.sum()), scores.model_version),
         "event": detail.event[mine],
     }
+
+
+def with_recorded_versions(
+    engine: Engine, committed: Committed, partition: Partition, windows: Windows
+) -> Iterator[Absorbed]:
+    """Fold windows with the version that scored each of them first, carrying the rows where it changes."""
+    oldest = committed.history[0][1]
+    versions = [version_at(committed, offset) or oldest for offset in windows.offsets.tolist()]
+    begin = 0
+    while begin < len(windows):
+        version = versions[begin]
+        end = next((i for i in range(begin, len(windows)) if versions[i] != version), len(windows))
+        engine.bring_to(partition, version)
+        rows = engine.rows(version)
+        rows.begin_batch()
+        part = windows.part(begin, end)
+        rows.admit_fresh(partition, rows.missing(partition, part.stream_ids), 0)
+        yield engine.absorb(rows, [Share(partition, part, 0)], 0.0)
+        begin = end
 
 
 def sentence(e: Explanation, at: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigurationError
 from pipeline.explanation import Explanation
-from pipeline.records import VERDICTS, Bool, Int64
+from pipeline.records import OPENED, RESOLVED, VERDICTS, Bool, Int64
 
 INK, QUIET, EXPECTED, ALARM, LABEL = "#1f2933", "#9aa5b1", "#2f6db3", "#c62f2f", "#f2c14e"
+GAP = 1.5  # usual steps
+LEAST_SHOWN = 0.005  # of evidence; S below 0.01 counts for nothing
 ANOMALOUS, WARMING_UP = VERDICTS.index("anomalous"), VERDICTS.index("warming_up")
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -64,6 +66,7 @@ def draw_episode(explanation: Explanation, at: int, path: Path, title: str, labe
     ConfigurationError
         matplotlib is not installed, or the file cannot be written.
     """
+    explanation, at = _with_gaps(explanation, at)
     feature = explanation.strongest_feature(at)
     with _figure(path, 2, (11, 6.2), (1.6, 1.0), title) as (observed, score):
         _draw_observed(observed, explanation, feature, labels)
@@ -74,6 +77,7 @@ def draw_episode(explanation: Explanation, at: int, path: Path, title: str, labe
 
 def draw_explanation(explanation: Explanation, at: int, path: Path, title: str, labels: Sequence[Span] = ()) -> None:
     """As :func:`draw_episode`, with evidence and gate behind the score; ``at`` is the observation asked about."""
+    explanation, at = _with_gaps(explanation, at)
     feature = explanation.strongest_feature(at)
     is_single = bool(np.isfinite(explanation.level[:, feature]).any())
     panels = 4 if is_single else 3
@@ -98,8 +102,8 @@ def _figure(
     """Axes above each other with one time axis; written to ``path`` when the block is left."""
     try:
         import matplotlib as mpl
+        from matplotlib import dates
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
         from matplotlib.figure import Figure
     except ImportError as exc:
         raise ConfigurationError("pictures need matplotlib: pip install 'tidewatch[plots]'") from exc
@@ -109,9 +113,10 @@ def _figure(
         axes = figure.subplots(panels, 1, sharex=True, height_ratios=heights)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         yield axes
-        locator = AutoDateLocator()
+        ticks: Any = dates  # its constructors are untyped
+        locator = ticks.AutoDateLocator()
         axes[-1].xaxis.set_major_locator(locator)
-        axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes[-1].xaxis.set_major_formatter(ticks.ConciseDateFormatter(locator))
         axes[-1].set_xlabel("event time (UTC)")
         for axis in axes:
             axis.margins(x=0.01)
@@ -157,6 +162,35 @@ def _limit(axis: Any, e: Explanation, feature: int) -> None:
     )
 
 
+def _draw_alerts(axis: Any, e: Explanation) -> None:
+    """A bar along the top while an alert is open."""
+    dates, is_open = _dates(e.times_ms), _open_alerts(e)
+    if is_open.any():
+        across = axis.get_xaxis_transform()
+        axis.fill_between(
+            dates,
+            0.955,
+            1.0,
+            where=is_open,
+            transform=across,
+            color=ALARM,
+            linewidth=0,
+            step="post",
+            label="alert open",
+        )
+
+
+def _open_alerts(e: Explanation) -> Bool:
+    """``(T,)`` whether an alert is open after each observation; one open from before the first begins there."""
+    events = np.flatnonzero((e.event == OPENED) | (e.event == RESOLVED))
+    is_open = np.zeros(len(e), np.bool_)
+    for at in events.tolist():
+        is_open[at:] = e.event[at] == OPENED
+    if len(events) and e.event[events[0]] == RESOLVED:
+        is_open[: events[0]] = True
+    return is_open
+
+
 def _draw_score(axis: Any, e: Explanation, labels: Sequence[Span]) -> None:
     dates = _dates(e.times_ms)
     _shade(axis, [Span(span.begin_ms, span.end_ms, "") for span in labels])
@@ -168,23 +202,20 @@ def _draw_score(axis: Any, e: Explanation, labels: Sequence[Span]) -> None:
         axis.plot(dates[alarms], e.score[alarms], "o", color=ALARM, markersize=3.5, label="anomalous")
     for begin, end in _runs(e.verdict == WARMING_UP):
         axis.axvspan(dates[begin], dates[end - 1], color=QUIET, alpha=0.2, linewidth=0)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0.0, 1.15 * max(float(np.nanmax(np.nan_to_num(e.score))), float(np.nanmax(e.threshold))))
     axis.set_ylabel("score")
+    _draw_alerts(axis, e)
 
 
 def _draw_single(axis: Any, e: Explanation, feature: int) -> None:
     dates = _dates(e.times_ms)
-    axis.plot(dates, e.record[:, feature], color=QUIET, linewidth=1.0, label="new level, before the gate")
-    axis.plot(dates, e.level[:, feature], color=INK, linewidth=1.2, drawstyle="steps-mid", label="S: level evidence")
+    record, level = e.record[:, feature], e.level[:, feature]
     axis.plot(dates, e.activity[:, feature], color=EXPECTED, linewidth=1.0, label="A: activity, 1 is usual")
+    axis.plot(dates[record > 0], record[record > 0], "o", color=QUIET, markersize=3, label="new level, before the gate")
+    axis.plot(dates[level > 0], level[level > 0], "o", color=INK, markersize=3.5, label="S: what of it counts")
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=LEAST_SHOWN)
     axis.set_ylabel("evidence")
-    _log_where_wide(axis, e.activity[:, feature])
-
-
-def _log_where_wide(axis: Any, values: npt.NDArray[np.float32]) -> None:
-    if np.isfinite(values).any() and float(np.nanmax(values)) > 20.0:
-        axis.set_yscale("symlog", linthresh=1.0)
-    axis.set_ylim(bottom=0)
 
 
 def _draw_gate(axis: Any, e: Explanation, feature: int) -> None:
@@ -215,6 +246,20 @@ def _shade(axis: Any, spans: Sequence[Span]) -> None:
     for span in spans:
         begin, end = _dates(np.array([span.begin_ms, span.end_ms], np.int64))
         axis.axvspan(begin, end, color=LABEL, alpha=0.25, linewidth=0, zorder=0, label=span.words or None)
+
+
+def _with_gaps(e: Explanation, at: int) -> tuple[Explanation, int]:
+    """The same with an empty observation in every gap, so that no line is drawn across it."""
+    steps = np.diff(e.times_ms)
+    before = np.flatnonzero(steps > GAP * np.median(steps)) + 1 if len(steps) else np.zeros(0, np.int64)
+    filled: dict[str, Any] = {}
+    for field in fields(e):
+        column = getattr(e, field.name)
+        if isinstance(column, np.ndarray):
+            nothing = np.nan if column.dtype.kind == "f" else "" if column.dtype.kind == "U" else 0
+            filled[field.name] = np.insert(column, before, nothing, axis=0)
+    filled["times_ms"] = np.insert(e.times_ms, before, (e.times_ms[before - 1] + e.times_ms[before]) // 2)
+    return replace(e, **filled), at + int((before <= at).sum())
 
 
 def _runs(where: Bool) -> list[tuple[int, int]]:

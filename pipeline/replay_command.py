@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import re
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -267,6 +269,7 @@ def _through_kafka(
     partitions = {group.name: args.partitions for group in plan.series}
     for raw, name in plan.raw:
         partitions[name] = max(raw.partitions, partitions.get(name, 1))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, and says what is left, as Ctrl-C does
     topics = run.create(cluster, partitions)
     began_s = time.monotonic()
     try:
@@ -389,8 +392,8 @@ class _Rate(ProgressColumn):
     """How much is done, and how much of it a second."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        rate = "" if speed is None else f", {speed:,.0f}/s"
+        seconds = task.finished_time or task.elapsed or 0.0
+        rate = f", {task.completed / seconds:,.0f}/s" if seconds > 0 else ""
         return Text(f"{task.completed:,.0f}/{task.total or 0:,.0f} {task.fields['what']}{rate}")
 
 
@@ -433,7 +436,8 @@ def _print_summary(console: Console, outputs: Outputs, seconds: float) -> None:
 def _table(alerts: Sequence[Alert]) -> Table:
     table = Table(title="worst alerts", title_justify="left", box=None)
     for name in ("stream", "onset", "peak", "threshold", "signal", "observed", "expected"):
-        table.add_column(name, justify="right" if name in ("peak", "threshold") else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if name in ("peak", "threshold") else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name == "onset")
     for alert in alerts:
         strongest = alert.features[0] if alert.features else None
         observed = expected = ""

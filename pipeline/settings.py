@@ -289,6 +289,68 @@ class Registry(_Section):
     folder: Path = Path("runs/registry")
 
 
+class Monitor(_Section):
+    """What ``tidewatch monitor`` watches beside the fold.
+
+    Attributes
+    ----------
+    lookback_s, alerts_lookback_s
+        How much of the input topics and of the alerts topic it reads at its start: the first to learn the rhythm of
+        streams, the second to know which alerts are open.
+    silent_after_gaps, min_silence_s
+        A stream is silent after so many of its mean gaps without a record, and not before so many seconds.
+    max_streams
+        Streams it remembers; further ones are not watched.
+    max_shown_alerts
+        Open alerts it shows one by one to Prometheus, the newest; each is some series.
+    """
+
+    lookback_s: PositiveFloat = 3600.0
+    alerts_lookback_s: PositiveFloat = 604_800.0
+    silent_after_gaps: Annotated[float, Field(ge=3)] = 10.0
+    min_silence_s: PositiveFloat = 60.0
+    max_streams: PositiveInt = 200_000
+    max_shown_alerts: Annotated[int, Field(ge=0, le=1000)] = 50
+
+
+class Notify(_Section):
+    """Whom ``tidewatch notify`` tells about alerts, and how.
+
+    Attributes
+    ----------
+    kind
+        ``webhook``: every event as one POST of the alert's JSON; ``alertmanager``: Alertmanager's API, version 2.
+    url
+        Where to; secret, because webhooks carry their token in it.
+    token
+        Sent as ``Authorization: Bearer``.
+    events, min_severity
+        Which events of an alert's life are told, and from which severity on (once told, an alert is told to its end).
+    timeout_s, deadline_s
+        How long one attempt may take, and how long one event is tried before it is given up.
+    resend_s
+        Alertmanager forgets an alert that is not repeated: open ones are sent again this often.
+    """
+
+    kind: Literal["webhook", "alertmanager"] = "webhook"
+    url: SecretStr | None = None
+    token: SecretStr | None = None
+    events: Annotated[
+        tuple[Literal["opened", "updated", "resolved"], ...], BeforeValidator(_listed), Field(min_length=1)
+    ] = ("opened", "resolved")
+    min_severity: Literal["warning", "critical"] = "warning"
+    timeout_s: PositiveFloat = 10.0
+    deadline_s: PositiveFloat = 600.0
+    resend_s: PositiveFloat = 60.0
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return url
+
+
 class TopicPlan(_Section):
     """How topics of one purpose are made: partitions, and hours that a record is kept (``None``: for ever)."""
 
@@ -426,6 +488,8 @@ class Settings(_Section):
     http: Http = Http()
     registry: Registry = Registry()
     topics: Topics = Topics()
+    monitor: Monitor = Monitor()
+    notify: Notify = Notify()
     profiles: Annotated[dict[str, Profile], Field(min_length=1)] = Field(
         default_factory=lambda: {name: Profile(**_shipped(name)) for name in SHIPPED_PROFILES}
     )

@@ -139,7 +139,7 @@ class Layouts:
 
 @dataclass(frozen=True, slots=True)
 class NamedSlice:
-    """One slice of a row: ``values`` is ``(F, width)`` for a slice of feature rows, ``(1, width)`` for the entity row."""
+    """One slice of a row: ``values`` are ``(F, width)`` of feature rows, or ``(1, width)`` of the entity row."""
 
     where: str
     name: str

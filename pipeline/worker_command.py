@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
-import time
 from pathlib import Path
-from types import FrameType
 
 from pipeline.errors import TransientError
 from pipeline.health import Health
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings, alarm_every_s
-from pipeline.wiring import build_worker
+from pipeline.stopping import Stopping
+from pipeline.wiring import build_worker, settle_memory
 from pipeline.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -31,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C: the first asks (commit, save, leave the group), the second insists."""
     settings = Settings.load(args.settings)
-    stopping = _Stopping()
+    stopping = Stopping("committing and saving")
     metrics = Metrics()
     metrics.show_budgets({name: alarm_every_s(profile.alarm_budget) for name, profile in settings.profiles.items()})
     with Health(settings.http.host, settings.http.port, metrics.registry) as health:
@@ -42,22 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Stopping:
-    """Set by the first signal; the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self.is_asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._asked)
-
-    def _asked(self, number: int, frame: FrameType | None) -> None:
-        if self.is_asked:
-            raise SystemExit(128 + number)
-        self.is_asked = True
-        logger.info("stopping: committing and saving; a second signal stops at once")
-
-
-def _connected(settings: Settings, metrics: Metrics, health: Health, stopping: _Stopping) -> Worker | None:
+def _connected(settings: Settings, metrics: Metrics, health: Health, stopping: Stopping) -> Worker | None:
     """A worker, once both servers answer; waiting is said in readiness and in the log."""
     while not stopping.is_asked:
         try:
@@ -65,13 +48,12 @@ def _connected(settings: Settings, metrics: Metrics, health: Health, stopping: _
         except TransientError as error:
             logger.warning("waiting to connect: %s", error)
             health.set_ready(False, f"waiting to connect: {error}")
-            until = time.monotonic() + CONNECT_RETRY_S
-            while time.monotonic() < until and not stopping.is_asked:
-                signal.sigtimedwait([], 0.1)
+            stopping.wait(CONNECT_RETRY_S)
     return None
 
 
-def _serve(worker: Worker, metrics: Metrics, health: Health, stopping: _Stopping) -> None:
+def _serve(worker: Worker, metrics: Metrics, health: Health, stopping: Stopping) -> None:
+    settle_memory()
     try:
         while not stopping.is_asked:
             worker.step()

@@ -1,9 +1,9 @@
 """Alarms against labelled events: recall, precision, delay, false-alarm episodes, and the alarm budget.
 
-An event is a run of labelled rows. It is found if an alarm falls on one of its rows, and its delay counts from its first
-row to the first such alarm. An episode is what a user sees as one alert: from its opening to the row before the next
-opening or its resolution; it is true if one of its alarms falls on a labelled row, else a false alarm. Rows are never
-"adjusted": point-adjusted F1, by which random scores look good, is not offered.
+An event is a run of labelled rows. It is found if an alarm falls on one of its rows, and its delay counts from its
+first row to the first such alarm. An episode is what a user sees as one alert, with all alarms from its opening to the
+next opening; it is true if one of them falls on a labelled row, else a false alarm. Rows are never "adjusted":
+point-adjusted F1, by which random scores look good, is not offered.
 
 References
 ----------
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -94,18 +95,15 @@ def episodes_of(opened: Bool, alarmed: Bool, labels: Labels) -> list[Episode]:
     labels
         ``(T,)``.
     """
-    starts = np.flatnonzero(opened)
     found = []
-    for first, end in zip(starts, np.append(starts[1:], len(opened)), strict=True):
+    for first, end in pairwise([*np.flatnonzero(opened).tolist(), len(opened)]):
         rows = np.flatnonzero(alarmed[first:end]) + first
-        last = int(rows[-1]) if len(rows) else int(first)
-        found.append(Episode(int(first), last, bool(labels[rows].any() or labels[first])))
+        last = int(rows[-1]) if len(rows) else first
+        found.append(Episode(first, last, bool(labels[rows].any() or labels[first])))
     return found
 
 
-def count_events(
-    labels: Labels, opened: Bool, alarmed: Bool, judged_from: int, days_per_row: float
-) -> EventCounts:
+def count_events(labels: Labels, opened: Bool, alarmed: Bool, judged_from: int, days_per_row: float) -> EventCounts:
     """Judge one series from row ``judged_from`` on; episodes that open earlier are not judged, their alarms are."""
     labels, alarmed = labels[judged_from:], alarmed[judged_from:]
     delays = []
@@ -153,7 +151,9 @@ def hit_within(labels: Labels, scores: npt.NDArray[np.float64], judged_from: int
     return any(first - reach <= top <= last + reach for first, last in events_of(labels))
 
 
-def attribution_hit(contributions: Sequence[float] | npt.NDArray[np.floating], causes: Iterable[int], k: int = 5) -> bool:
+def attribution_hit(
+    contributions: Sequence[float] | npt.NDArray[np.floating], causes: Iterable[int], k: int = 5
+) -> bool:
     """Whether one of the features that experts named is among the ``k`` with the largest contribution above 0."""
     shares = np.asarray(contributions, np.float64)
     shown = np.argsort(-shares, kind="stable")[:k]

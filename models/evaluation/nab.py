@@ -65,7 +65,7 @@ def probation(rows: int) -> int:
 
 
 def scaled_sigmoid(position: Float) -> Float:
-    """The reward of a detection by its relative position: 1 at the left edge (-1), 0 at the right (0), -1 far behind."""
+    """The reward of a detection by relative position: 1 at the left edge (-1), 0 at the right (0), -1 far behind."""
     return np.where(position >= FAR, -1.0, 2.0 / (1.0 + np.exp(5.0 * np.minimum(position, FAR))) - 1.0)
 
 
@@ -108,7 +108,7 @@ def nab_score(corpus: Sequence[NabFile], profile: str = "standard") -> NabResult
 
 @dataclass(frozen=True, slots=True)
 class _Gains:
-    """What the total gains when the threshold falls to each scored row, rows counted by falling score; and the start."""
+    """What the total gains when the threshold falls to each scored row, and where the total starts."""
 
     scores: Float
     gains: Float
@@ -129,7 +129,11 @@ def _gains(file: NabFile, costs: Costs) -> _Gains:
             gains[first : last + 1] = 0.0
             continue
         null -= costs.false_negative
-        reward = costs.true_positive * scaled_sigmoid(-(last - inside + 1.0) / (last - first + 1.0)) / earliest
+        reward = (
+            costs.true_positive
+            * scaled_sigmoid(np.asarray(-(last - inside + 1.0) / (last - first + 1.0), np.float64))
+            / earliest
+        )
         falling = np.argsort(-file.scores[inside], kind="stable")
         best = np.maximum.accumulate(np.append(-costs.false_negative, reward[falling]))
         gains[inside[falling]] = np.diff(best)

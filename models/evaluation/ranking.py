@@ -6,9 +6,9 @@ AUC-PR is average precision, computed exactly with ties taken together.
 
 References
 ----------
-VUS-PR: J. Paparrizos, P. Boniol, T. Palpanas, R. Tsay, A. Elmore, M. Franklin, "Volume Under the Surface: A New Accuracy
-Evaluation Measure for Time-Series Anomaly Detection" (PVLDB 15, 2022), section 4, with the published implementation's
-choices: 250 thresholds at equal steps of rank, buffers 0, 1, ..., L, the existence factor on recall, right-hand sums.
+VUS-PR: J. Paparrizos, P. Boniol, T. Palpanas, R. Tsay, A. Elmore, M. Franklin, "Volume Under the Surface: A New
+Accuracy Evaluation Measure for Time-Series Anomaly Detection" (PVLDB 15, 2022), section 4, with the choices of the
+published implementation: 250 thresholds at equal steps of rank, buffers 0, 1, ..., L, existence as a factor of recall.
 """
 
 from __future__ import annotations

@@ -30,8 +30,9 @@ class Outcome:
         Of the scene.
     streams, observations, alerts
         How many of each; an alert counts once, however often it was updated.
-    labelled, caught
-        Faults in the scene; those in which an alert opened while they lasted.
+    labelled, caught, late
+        Faults in the scene; those in which an alert opened while they lasted; of the others, those with an alert in
+        their aftermath.
     delays
         Observations from the beginning of each caught fault to its first alert.
     false_alarms, clean_days
@@ -45,6 +46,7 @@ class Outcome:
     alerts: int
     labelled: int
     caught: int
+    late: int
     delays: tuple[int, ...]
     false_alarms: int
     clean_days: float
@@ -65,7 +67,7 @@ def judge(scene: Scene, opened: Iterable[Alert]) -> Outcome:
     for fault in scene.faults or ():
         faults[fault.stream_id].append(fault)
     delays: list[int] = []
-    false_alarms, clean_ms = 0, 0
+    late, false_alarms, clean_ms = 0, 0, 0
     for stream in scene.streams:
         interval_ms = round((stream.interval_s or 0.0) * 1000)
         times = np.array(sorted(onsets[stream.name]), np.int64)
@@ -74,6 +76,8 @@ def judge(scene: Scene, opened: Iterable[Alert]) -> Outcome:
             at_ms = first_alert(fault, times)
             if at_ms is not None:
                 delays.append((at_ms - fault.start_ms) // interval_ms)
+            else:
+                late += any(is_excused(int(time), [fault], interval_ms) for time in times)
         if scene.faults is not None:
             false_alarms += sum(not is_excused(int(time), spans, interval_ms) for time in times)
             clean_ms += clean_observations(stream, spans) * interval_ms
@@ -84,6 +88,7 @@ def judge(scene: Scene, opened: Iterable[Alert]) -> Outcome:
         sum(map(len, onsets.values())),
         len(scene.faults or ()),
         len(delays),
+        late,
         tuple(delays),
         false_alarms,
         clean_ms / DAY_MS,
@@ -158,6 +163,7 @@ class Summary:
             "alerts": sum(outcome.alerts for outcome in self.outcomes),
             "faults_labelled": self.labelled,
             "faults_caught": self.caught,
+            "faults_noticed_at_their_end": sum(outcome.late for outcome in self.outcomes),
             "median_delay_observations": self.median_delay,
             "false_alarms_per_stream_day": None if rate is None else round(rate, 5),
             "alarm_budget": f"{self.alarm_budget} and stream",

@@ -72,10 +72,10 @@ def label_note(alert: Alert, faults: Sequence[Fault], interval_ms: int) -> str |
 
 def outcome_table(summary: Summary) -> Table:
     """One line for each scene and one for all."""
-    table = Table(title="What was replayed, and what was found", title_justify="left", header_style="bold")
+    table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("recording")
-    for name in ("streams", "observations", "alerts", "faults caught", "median delay", "false alarms"):
-        table.add_column(name, justify="right")
+    for name in ("streams", "observations", "alerts", "caught", "delay", "false alarms"):
+        table.add_column(name, justify="right", no_wrap=True)
     for outcome in summary.outcomes:
         known = outcome.clean_days > 0
         delays = sorted(outcome.delays)
@@ -85,8 +85,8 @@ def outcome_table(summary: Summary) -> Table:
             f"{outcome.observations:,}",
             f"{outcome.alerts}",
             f"{outcome.caught} of {outcome.labelled}" if known else "no labels",
-            f"{delays[len(delays) // 2]} obs." if delays else "",
-            f"{outcome.false_alarms} in {outcome.clean_days:,.0f} stream-days" if known else "",
+            f"{delays[len(delays) // 2]}" if delays else "",
+            f"{outcome.false_alarms} in {outcome.clean_days:,.0f} days" if known else "",
         )
     return table
 
@@ -99,11 +99,13 @@ def verdict_lines(summary: Summary) -> list[str]:
         f"[bold]{summary.caught} of {summary.labelled}[/bold] labelled faults and attacks caught "
         f"({summary.caught / max(summary.labelled, 1):.0%})"
     )
-    lines = [f"{caught}." if delay is None else f"{caught}, half of them within {delay:g} observations."]
+    late = summary.content()["faults_noticed_at_their_end"]
+    soon = "at once" if not delay else f"within {delay:g} observations"
+    lines = [f"{caught}, half of them {soon}; {late} more were noticed only as they ended."]
     if rate is not None:
         lines.append(
-            f"False alarms: [bold]{rate * 7:.2f}[/bold] per stream and week on time without faults; "
-            f"the budget allows {summary.budget_per_stream_day * 7:.2f} ({summary.alarm_budget})."
+            f"[bold]{rate * 7:.2f} false alarms[/bold] per stream and week while nothing was wrong; "
+            f"the alarm budget is {summary.alarm_budget}."
         )
     lines.append(
         f"{content['observations']:,} observations in {summary.replay_s:.1f} s: "
@@ -112,15 +114,15 @@ def verdict_lines(summary: Summary) -> list[str]:
     return lines
 
 
-def next_steps(folder: Path, picture: Path | None, opener: str) -> list[str]:
-    """What to type now."""
-    steps = []
-    if picture is not None:
-        steps.append(f"{opener} {picture}".ljust(60) + "# the worst alert: what was expected, what came")
-    steps += [
-        f"cat {folder / 'summary.json'}".ljust(60) + "# all of this in numbers",
-        "tidewatch servers".ljust(60) + "# a Kafka and a Redis to feed with your own streams",
-        f"tidewatch check --settings {folder / 'worker.toml'} --row plant".ljust(60) + "# what a stream costs",
-        "tidewatch --help".ljust(60) + "# everything else",
+def next_steps(folder: Path, picture: Path | None, opener: str, command: str) -> list[str]:
+    """What to type now: the picture's viewer and our own command, as they are called from here."""
+    steps = [
+        (f"{opener} {picture}", "the worst alert: what was expected, what came"),
+        (f"cat {folder / 'summary.json'}", "all of this in numbers"),
+        (f"{command} servers", "a Kafka and a Redis to feed with your own streams"),
+        (f"{command} check --settings {folder / 'worker.toml'} --row plant", "what a stream costs"),
+        (f"{command} --help", "everything else"),
     ]
-    return ["  " + escape(step) for step in steps]
+    shown = steps if picture is not None else steps[1:]
+    width = max(len(typed) for typed, _ in shown) + 2
+    return ["  " + escape(typed.ljust(width)) + f"[dim]# {why}[/dim]" for typed, why in shown]

@@ -24,8 +24,8 @@ def create_topics(cluster: Cluster, scenes: Sequence[Scene]) -> None:
 
     Records carry the time of what they recorded, which is years ago: they must not be deleted for their age.
     """
-    topics = {scene.topic: scene.partitions for scene in scenes}
-    cluster.create(topics | {SCORES: 1, ALERTS: 1, DEAD_LETTERS: 1}, {"retention.ms": "-1"})
+    topics = [*(scene.topic for scene in scenes), SCORES, ALERTS, DEAD_LETTERS]
+    cluster.create(dict.fromkeys(topics, 1), {"retention.ms": "-1"})
 
 
 class Replay:

@@ -18,8 +18,6 @@ from pipeline.records import Float32, Scores, UInt8
 from pipeline.settings import Profile
 
 MAX_BATCH_VALUES = 500_000
-SHOWN_AROUND = 120
-"""Rows before and after labels and alerts of which evidence is kept where a stream has several features."""
 
 Predictor = Callable[[FoldConfig], Weights | Scorer]
 
@@ -92,13 +90,13 @@ def groups_of(series: Sequence[LabelledSeries], base: Profile | None = None) -> 
     made = []
     for members in together.values():
         first = members[0]
-        names = sorted({item.data_set for item in members})
+        names = sorted({item.entry.dataset for item in members})
         made.append(Group("+".join(names), _profile(first, base), tuple(members)))
     return sorted(made, key=lambda group: -group.steps)
 
 
 def _interval(item: LabelledSeries) -> float | None:
-    return item.stream.interval_s if item.has_time else None
+    return None if item.entry.timestamp_kind == "row_index" else item.stream.interval_s
 
 
 def _profile(item: LabelledSeries, base: Profile | None) -> Profile:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -21,7 +22,39 @@ ROW_MS = 60_000
 """Rows of a recording without any time are taken as minutes, so that budgets and days mean something."""
 
 
-@dataclass(frozen=True)
+class Entry(BaseModel):
+    """What we need of one series in a manifest, beside what recordings read of it."""
+
+    dataset: str
+    series_id: str
+    rows: int
+    features: tuple[str, ...]
+    categorical_features: tuple[str, ...] = ()
+    domain: str = "other"
+    timestamp_kind: str = "iso8601"
+    interval_seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        """``data set/series``."""
+        return f"{self.dataset}/{self.series_id}"
+
+    @property
+    def plan(self) -> Plan:
+        """How it is evaluated."""
+        return plan_of(self.dataset)
+
+    @property
+    def numbers(self) -> int:
+        """How many features will be scored, as far as the manifest knows."""
+        return len(self.plan.columns) or len(self.features) - len(self.categorical_features)
+
+
+class _Entries(BaseModel):
+    series: list[Entry]
+
+
+@dataclass(frozen=True, slots=True)
 class RootCause:
     """The features that experts named for a labelled stretch, first and last row inclusive."""
 
@@ -38,10 +71,8 @@ class LabelledSeries:
     ----------
     stream
         What is scored.
-    data_set, domain
-        Where it belongs.
-    has_time
-        Whether rows have event times; otherwise a row counts as a minute.
+    entry
+        What the manifest says of it.
     windows
         NAB's windows as (first, last) row; empty elsewhere.
     root_causes
@@ -49,10 +80,7 @@ class LabelledSeries:
     """
 
     stream: RecordedStream
-    data_set: str
-    domain: str
-    plan: Plan
-    has_time: bool
+    entry: Entry
     windows: tuple[tuple[int, int], ...] = ()
     root_causes: tuple[RootCause, ...] = ()
 
@@ -60,6 +88,11 @@ class LabelledSeries:
     def name(self) -> str:
         """``data set/series``."""
         return self.stream.name
+
+    @property
+    def plan(self) -> Plan:
+        """How it is evaluated."""
+        return self.entry.plan
 
     @cached_property
     def labels(self) -> Bool:
@@ -74,6 +107,16 @@ class LabelledSeries:
         return min(len(self.stream), WARM_UP_ROWS if prefix is None else max(prefix, WARM_UP_ROWS))
 
     @cached_property
+    def clean_rows(self) -> slice:
+        """Rows in which any alarm is false: a clean training prefix, or the whole of a series without an event."""
+        prefix = self.stream.train_prefix
+        if self.plan.is_prefix_clean and prefix is not None:
+            return slice(WARM_UP_ROWS, max(WARM_UP_ROWS, prefix))
+        if prefix is None and not self.labels.any():
+            return slice(WARM_UP_ROWS, max(WARM_UP_ROWS, len(self.stream)))
+        return slice(0, 0)
+
+    @cached_property
     def scored_rows(self) -> Int64:
         """The rows the pipeline does not drop as late: those after all earlier ones in time."""
         times = self.stream.times_ms
@@ -81,116 +124,124 @@ class LabelledSeries:
         return np.flatnonzero(times > before)
 
     @cached_property
-    def day_share(self) -> float:
-        """Days that one row stands for."""
+    def row_s(self) -> float:
+        """Seconds that one row stands for."""
         if self.stream.interval_s is not None:
-            return self.stream.interval_s / 86_400.0
+            return self.stream.interval_s
         times = self.stream.times_ms[self.scored_rows]
-        if len(times) < 2:
-            return 0.0
-        return float(times[-1] - times[0]) / (len(times) - 1) / 86_400_000.0
+        return float(times[-1] - times[0]) / (len(times) - 1) / 1000.0 if len(times) > 1 else 0.0
 
 
-class _Entry(BaseModel):
-    dataset: str
-    series_id: str
-    domain: str = "other"
-    timestamp_kind: str = "iso8601"
-
-
-class _Entries(BaseModel):
-    series: list[_Entry]
-
-
-def load_series(folder: Path, patterns: Sequence[str] = (), *, is_quick: bool = False) -> list[LabelledSeries]:
-    """The labelled series of a folder with a manifest.
+def read_entries(folder: Path, patterns: Sequence[str] = (), *, is_quick: bool = False) -> list[Entry]:
+    """The series of a folder with a manifest.
 
     Parameters
     ----------
     patterns
         Data sets or glob patterns of ``data set/series``; empty takes all.
     is_quick
-        Only the fixed subset of each data set's plan.
+        Only the fixed subset that the plans name.
 
     Raises
     ------
     ConfigurationError
-        There is no manifest, or nothing labelled is left.
+        There is no manifest, or nothing is left.
     """
     try:
         entries = _Entries.model_validate_json((folder / MANIFEST).read_bytes()).series
     except (OSError, ValidationError) as exc:
         raise ConfigurationError(f"{folder / MANIFEST}: not a manifest of labelled recordings: {exc}") from exc
-    recording = open_recording(folder)
     if patterns:
-        recording = recording.select(patterns)
-    known = {f"{entry.dataset}/{entry.series_id}": entry for entry in entries}
-    chosen = [known[name] for name in recording.names if not is_quick or _is_quick(known[name])]
-    found = [_labelled(folder, entry, recording[f"{entry.dataset}/{entry.series_id}"]) for entry in chosen]
-    labelled = [series for series in found if series is not None]
-    if not labelled:
-        raise ConfigurationError(f"{folder}: no labelled series is left")
-    return labelled
+        chosen = set(open_recording(folder).select(patterns).names)
+        entries = [entry for entry in entries if entry.name in chosen]
+    if is_quick:
+        entries = [entry for entry in entries if _is_quick(entry)]
+    if not entries:
+        raise ConfigurationError(f"{folder}: no series is left")
+    return entries
 
 
-def _is_quick(entry: _Entry) -> bool:
-    quick = plan_of(entry.dataset).quick
-    return quick is None or entry.series_id in quick
+def _is_quick(entry: Entry) -> bool:
+    quick = entry.plan.quick
+    if quick is None:
+        return False
+    return entry.series_id in quick.series if quick.series is not None else entry.rows <= quick.rows_at_most
 
 
-def _labelled(folder: Path, entry: _Entry, stream: RecordedStream) -> LabelledSeries | None:
+def load_series(folder: Path, entries: Sequence[Entry], *, is_quick: bool = False) -> list[LabelledSeries]:
+    """Read series; those without labels or without a numeric feature are left out."""
+    recording = open_recording(folder)
+    found = [_labelled(folder, entry, recording[entry.name], is_quick) for entry in entries]
+    return [series for series in found if series is not None]
+
+
+def _labelled(folder: Path, entry: Entry, stream: RecordedStream, is_quick: bool) -> LabelledSeries | None:
     if stream.labels is None:
         return None
-    plan, has_time = plan_of(entry.dataset), entry.timestamp_kind != "row_index"
-    if plan.columns:
-        columns = [stream.features.index(name) for name in plan.columns]
-        stream = replace(stream, features=plan.columns, values=np.ascontiguousarray(stream.values[:, columns]))
+    if entry.plan.columns:
+        columns = [stream.features.index(name) for name in entry.plan.columns]
+        stream = replace(stream, features=entry.plan.columns, values=np.ascontiguousarray(stream.values[:, columns]))
     if not stream.features:
         return None
-    if plan.rows_at_most is not None:
-        stream = _head(stream, plan.rows_at_most)
-    if not has_time:
+    if entry.timestamp_kind == "row_index":
         stream = replace(stream, times_ms=np.arange(len(stream), dtype=np.int64) * ROW_MS)
-    windows = _windows(folder, entry.series_id, stream) if entry.dataset == "nab" else ()
-    causes = _root_causes(folder, entry, len(stream))
-    return LabelledSeries(stream, entry.dataset, entry.domain, plan, has_time, windows, causes)
+    rows = _part(entry, len(stream), is_quick)
+    windows = _windows(folder, entry, stream)
+    causes = _root_causes(folder, entry, rows)
+    return LabelledSeries(_cut(stream, rows), entry, windows, causes)
 
 
-def _head(stream: RecordedStream, rows: int) -> RecordedStream:
-    labels = None if stream.labels is None else stream.labels[:rows]
-    return replace(stream, times_ms=stream.times_ms[:rows], values=stream.values[:rows], labels=labels)
+def _part(entry: Entry, rows: int, is_quick: bool) -> slice:
+    quick = entry.plan.quick
+    if is_quick and quick is not None and quick.series is not None:
+        return slice(quick.first_row, min(rows, quick.first_row + quick.rows_at_most))
+    return slice(0, rows if entry.plan.rows_at_most is None else min(rows, entry.plan.rows_at_most))
 
 
-def _windows(folder: Path, series_id: str, stream: RecordedStream) -> tuple[tuple[int, int], ...]:
+def _cut(stream: RecordedStream, rows: slice) -> RecordedStream:
+    prefix = stream.train_prefix
+    return replace(
+        stream,
+        times_ms=stream.times_ms[rows],
+        values=stream.values[rows],
+        labels=None if stream.labels is None else stream.labels[rows],
+        train_prefix=None if prefix is None else max(0, min(prefix, rows.stop) - rows.start),
+    )
+
+
+def _windows(folder: Path, entry: Entry, stream: RecordedStream) -> tuple[tuple[int, int], ...]:
     """NAB's windows as rows: from the first row with the left time to the first one with the right time."""
-    path = folder / "extra" / "nab" / "combined_windows.json"
+    path = folder / "extra" / entry.dataset / "combined_windows.json"
+    if not path.is_file():
+        return ()
     named = _read_json(path)
-    limits = named.get(series_id.replace("__", "/") + ".csv", []) if isinstance(named, dict) else []
+    limits = named.get(entry.series_id.replace("__", "/") + ".csv", [])
     windows = []
     for left, right in limits:
         edges = np.array([left, right], "datetime64[ms]").astype(np.int64)
         first, last = (int(np.argmax(stream.times_ms == edge)) for edge in edges)
         if stream.times_ms[first] != edges[0] or stream.times_ms[last] != edges[1]:
-            raise ConfigurationError(f"{path}: no row of {series_id} has the time {left} or {right}")
+            raise ConfigurationError(f"{path}: no row of {entry.series_id} has the time {left} or {right}")
         windows.append((first, last))
     return tuple(windows)
 
 
-def _root_causes(folder: Path, entry: _Entry, rows: int) -> tuple[RootCause, ...]:
+def _root_causes(folder: Path, entry: Entry, rows: slice) -> tuple[RootCause, ...]:
     path = folder / "extra" / entry.dataset / "root_cause_metrics.json"
     if not path.is_file():
         return ()
-    named = _read_json(path)
-    causes = named.get(entry.series_id, []) if isinstance(named, dict) else []
     return tuple(
-        RootCause(cause["start_row"], cause["end_row"] - 1, frozenset(cause["metrics"]))
-        for cause in causes
-        if cause["end_row"] <= rows and cause["metrics"]
+        RootCause(cause["start_row"] - rows.start, cause["end_row"] - 1 - rows.start, frozenset(cause["metrics"]))
+        for cause in _read_json(path).get(entry.series_id, [])
+        if rows.start <= cause["start_row"] and cause["end_row"] <= rows.stop and cause["metrics"]
     )
 
 
-def _read_json(path: Path) -> object:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"{path}: not the side file of a labelled recording: {exc}") from exc
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path}: not the side file of a labelled recording")
+    return content

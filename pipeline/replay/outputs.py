@@ -52,7 +52,7 @@ class Tally:
     Attributes
     ----------
     worst
-        The latest event of every alert, by id.
+        The event of every alert at which its score was highest, by id.
     """
 
     streams: set[str] = field(default_factory=set)
@@ -75,7 +75,7 @@ class Tally:
         for alert in alerts:
             self.opened += alert.event == "opened"
             known = self.worst.get(alert.alert_id)
-            if known is None or alert.peak_score >= known.peak_score:
+            if known is None or alert.peak_score > known.peak_score:
                 self.worst[alert.alert_id] = alert
 
     def worst_alerts(self, count: int) -> list[Alert]:

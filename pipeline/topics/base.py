@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from pipeline.errors import ConfigurationError
+from pipeline.records import Partition, Record
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -25,6 +28,28 @@ class Instant:
 
 
 Place = Offset | Instant
+
+
+class Follower(Protocol):
+    """Reads a topic as it grows; every call may raise :class:`pipeline.errors.BrokerAway`."""
+
+    def at(self, place: Place) -> dict[Partition, int]:
+        """Where a place lies in each partition."""
+        ...
+
+    def end(self) -> dict[Partition, int]:
+        """One past the last committed record of each partition; asks the brokers."""
+        ...
+
+    def has_reached(self, ends: Mapping[Partition, int]) -> bool:
+        """Whether everything before ``ends`` has been read."""
+        ...
+
+    def read(
+        self, begin: Mapping[Partition, int], end: Mapping[Partition, int] | None = None
+    ) -> Iterator[list[tuple[Partition, Record]]]:
+        """Records from ``begin`` on, some at a time; without ``end`` for ever, with empty lists while nothing comes."""
+        ...
 
 
 def parse_time(text: str) -> int:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
+import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +148,44 @@ def test_speed_is_kept_through_kafka(place: Place, tmp_path: Path) -> None:
     assert time.monotonic() - began_s >= 4 * 60 / 1200
 
 
+def test_ctrl_c_ends_in_order_and_says_what_is_left(place: Place, recording: Path) -> None:
+    """Three hours of recorded time at 1x are broken off by hand; nobody must have to guess what to delete."""
+    run = uuid.uuid4().hex[:8]
+    words = [
+        "replay",
+        str(recording),
+        "--to",
+        "kafka",
+        "--speed",
+        "1x",
+        "--run",
+        run,
+        "--settings",
+        str(place.settings),
+    ]
+    with subprocess.Popen([sys.executable, "-m", "pipeline", *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        deadline = time.monotonic() + 60
+        while not _has_input(place, run) and time.monotonic() < deadline:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.1)
+        process.send_signal(signal.SIGINT)
+        printed = process.stdout.read()
+        assert process.wait(timeout=30) == 130
+    assert f"tidewatch replay --delete {run}" in printed
+    assert len(run_topics(place, run)) == 4
+    assert place.replay("--delete", run) == 0
+    assert not run_topics(place, run)
+
+
+def _has_input(place: Place, run: str) -> bool:
+    """Whether the run has begun to produce."""
+    if len(run_topics(place, run)) < 4:
+        return False
+    with place.cluster.reader(f"tidewatch-replay-{run}-in-wave") as reader:
+        return sum(reader.end().values()) > 0
+
+
 def feed_topic(place: Place) -> None:
     """Two streams on two partitions, a reset, and bad input."""
     with place.cluster.feeder() as feeder:
@@ -164,7 +206,7 @@ def test_a_range_of_a_topic_is_replayed_directly(place: Place, capsys: pytest.Ca
     assert len(everything) == 320
     assert "1 dead letters" in capsys.readouterr().out
     assert len(place.scores("offsets", f"kafka:{place.topic}@2..4")) == 2 * 2 * 8
-    by_time = place.scores("times", f"kafka:{place.topic}@..2023-11-14T22:29:20")
+    by_time = place.scores("times", f"kafka:{place.topic}@..2023-11-14T22:28:20")
     assert len(by_time) == 2 * 8
     assert_close(place.scores("kafka", f"kafka:{place.topic}", "--to", "kafka", "--cleanup"), everything)
     assert "1 dead letters" in capsys.readouterr().out

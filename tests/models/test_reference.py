@@ -17,7 +17,7 @@ from models.step import Scorer
 
 INTERVAL_S = 300.0
 LENGTH = 900
-CONFIG = FoldConfig(("value",), INTERVAL_S, "single", alarm_every_s=86_400.0)
+CONFIG = FoldConfig(("value",), INTERVAL_S, "single", alarm_every_s=21_600.0)
 
 
 def rate(window, t):
@@ -69,7 +69,8 @@ class Reference:
         self.ranges = {"x": None, "l20": None}
         self.maxima = {}
         self.P = self.P_max = self.gate_scale = self.recent = self.usual = 0.0
-        self.lam, self.beta_S, self.k_S = self.pool.level.level, self.pool.level.beta, 10.0
+        self.seen_S = self.expected_S = 0.0
+        self.beta_S, self.k_S = self.pool.level.beta, 10.0
         self.q, self.D, self.beta_A, self.k_A = self.pool.activity.level, 0.0, self.pool.activity.beta, 10.0
         self.ring = [0.0] * 10
         self.ahead_4, self.ahead_8 = [None] * 4, [None] * 8
@@ -168,10 +169,13 @@ class Reference:
             A = math.sqrt(self.recent / (self.usual + f * f))
         return S, reported, A, (x, sr, f, x4, x8, counts)
 
+    def record_rate(self, n):
+        return self.pool.level.level / min(max(n, 100), 5000)
+
     def nats(self, S, reported, A):
         n = self.n
         w = 1000 / (1000 + n) if n < 1000 else 0.0
-        lam = (n * self.lam + 1000 * self.pool.level.level) / (n + 1000)
+        lam = min(self.record_rate(n) * (self.seen_S + 3) / (self.expected_S + 3), 1.0)
         beta = w * self.pool.level.beta + (1 - w) * self.beta_S
         nats_S = -math.log(lam) + math.log(reported / 0.01) / beta if reported > 0.01 else 0.0
         if A is None:
@@ -218,7 +222,8 @@ class Reference:
             self.usual += (1 / (max(t, 0) + 1) if t < 100 else 1 / 2000) * (capped - self.usual)
         if not counts:
             return
-        self.lam += rate(5000, n) * ((reported > 0.01) - self.lam)
+        self.seen_S += (reported > 0.01) - self.seen_S / 5000
+        self.expected_S += self.record_rate(n) - self.expected_S / 5000
         if reported > 0.01:
             target = min(math.log(reported / 0.01), 10 * self.beta_S)
             self.beta_S = max(self.beta_S + max(0.01, 1 / (self.k_S + 1)) * (target - self.beta_S), 0.02)
@@ -301,7 +306,7 @@ def series(length, seed):
     times = 1_700_000_000_000 + np.cumsum(steps).astype(np.int64) * int(INTERVAL_S * 1000)
     x = 20 + 5 * np.sin(times / 86_400_000 * 2 * np.pi) + rng.normal(0, 0.5, length)
     x[350:380] += 6
-    x[520] += 40
+    x[520:524] += 40
     x[rng.random(length) < 0.05] = np.nan
     x[300:340:2] = np.nan
     x[0] = np.nan

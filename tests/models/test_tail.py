@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.pretrained import PooledTail
-from models.tail import AlertLife, QuantileTail, RateTail, decide, score_of
+from models.tail import AlertLife, QuantileTail, RateTail, decide, record_rate, score_of
 
 POOLED = PooledTail(1.0, 0.3)
 
@@ -72,18 +72,30 @@ def test_tail_survives_long_silence():
     )
 
 
-def test_rate_tail_counts_how_often_evidence_occurs():
+def aged(n):
+    return torch.tensor([float(n)], dtype=torch.float64)
+
+
+def test_rate_tail_learns_how_often_evidence_occurs():
     """S is mostly 0: what matters first is how often it is not."""
-    tail = RateTail(*torch.zeros(3, 1, dtype=torch.float64))
-    tail.exceedances.fill_(10.0)
-    tail.start_from(PooledTail(0.01, 0.8))
-    weight = torch.ones(1, dtype=torch.float64)
-    for t in range(20, 20_000):
-        s = torch.tensor([0.02 if t % 500 == 0 else 0.0], dtype=torch.float64)
-        tail.fold(s, torch.tensor([float(t)], dtype=torch.float64), weight)
-    assert tail.rate.item() == pytest.approx(1 / 500, rel=0.3)
-    age = torch.tensor([20_000.0], dtype=torch.float64)
-    assert tail.nats(torch.zeros(1, dtype=torch.float64), age, PooledTail(0.01, 0.8)).item() == 0.0
+    pooled = PooledTail(5.0, 0.8)
+    often, seldom = (RateTail(*torch.zeros(4, 1, dtype=torch.float64)) for _ in range(2))
+    for tail, every in ((often, 100), (seldom, 5000)):
+        tail.start_from(pooled)
+        for t in range(20, 20_000):
+            s = torch.tensor([0.02 if t % every == 0 else 0.0], dtype=torch.float64)
+            tail.fold(s, aged(t), torch.ones(1, dtype=torch.float64), pooled)
+    s = torch.tensor([0.01001], dtype=torch.float64)
+    assert often.nats(s, aged(20_000), pooled).item() == pytest.approx(math.log(100), abs=0.6)
+    assert seldom.nats(s, aged(20_000), pooled).item() > often.nats(s, aged(20_000), pooled).item() + 1.5
+    assert often.nats(torch.zeros(1, dtype=torch.float64), aged(20_000), pooled).item() == 0.0
+
+
+def test_records_become_rarer_as_memory_grows():
+    """The n-th value is a record with probability 1 / n: what is nothing early is rare late."""
+    pooled = PooledTail(5.0, 0.8)
+    rates = record_rate(torch.tensor([1.0, 100.0, 1000.0, 5000.0, 1e6]), pooled)
+    assert rates.tolist() == pytest.approx([0.05, 0.05, 0.005, 0.001, 0.001])
 
 
 def test_comparing_many_costs_evidence():

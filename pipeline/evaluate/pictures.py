@@ -1,0 +1,101 @@
+"""One picture of a series: what was observed and expected, the score, what was labelled, where alerts opened."""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigurationError
+from pipeline.evaluate.fold import Track
+from pipeline.evaluate.judge import ANOMALOUS
+from pipeline.evaluate.series import LabelledSeries
+from pipeline.plots import ALARM, EXPECTED, INK, LABEL, QUIET, STYLE
+from pipeline.records import OPENED
+
+POINTS = 1500
+SIZE, DPI = (9.0, 3.4), 80
+
+
+def draw_series(item: LabelledSeries, track: Track) -> bytes:
+    """The picture as PNG.
+
+    The upper panel shows the feature that contributed most to alarms, or to the highest score where there were none.
+
+    Raises
+    ------
+    ConfigurationError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise ConfigurationError("pictures need matplotlib: pip install 'tidewatch[plots]', or --no-pictures") from exc
+    feature, x = _feature(track), np.arange(len(item.stream))
+    with rc_context(STYLE):
+        figure = Figure(SIZE, DPI, layout="constrained")
+        observed, score = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1.0))
+        values = item.stream.values[:, feature]
+        low, high = _limits(values)
+        rows = _thinned(values)
+        observed.fill_between(
+            x[rows], _clip(track.low[rows, feature], low, high), _clip(track.high[rows, feature], low, high),
+            color=EXPECTED, alpha=0.2, linewidth=0,
+        )  # fmt: skip
+        observed.plot(x[rows], _clip(track.expected[rows, feature], low, high), color=EXPECTED, linewidth=0.7)
+        observed.plot(x[rows], values[rows], color=INK, linewidth=0.7)
+        observed.set_ylim(low, high)
+        observed.set_ylabel(item.stream.features[feature])
+        rows = _thinned(track.score)
+        score.plot(x[rows], track.score[rows], color=INK, linewidth=0.7)
+        score.plot(x[rows], track.threshold[rows], color=QUIET, linewidth=0.9)
+        for row in np.flatnonzero(track.event == OPENED).tolist():
+            score.axvline(row, color=ALARM, linewidth=0.9)
+            observed.axvline(row, color=ALARM, linewidth=0.5, alpha=0.6)
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], item.labels, [0])).astype(np.int8)))
+        for first, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            for axes in (observed, score):
+                axes.axvspan(first - 0.5, end - 0.5, color=LABEL, alpha=0.4, linewidth=0)
+        score.set_ylabel("score")
+        score.set_xlabel("row")
+        score.set_ylim(bottom=0)
+        score.set_xlim(0, len(x))
+        out = io.BytesIO()
+        figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _feature(track: Track) -> int:
+    alarmed = track.verdict == ANOMALOUS
+    rows = alarmed if alarmed.any() else np.nan_to_num(track.score) == np.nanmax(np.nan_to_num(track.score))
+    return int(np.argmax(track.contribution[rows].astype(np.float32).sum(0)))
+
+
+def _limits(values: npt.NDArray[np.float32]) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = float(known.min()), float(known.max())
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def _clip(values: npt.NDArray[np.float32], low: float, high: float) -> npt.NDArray[np.float32]:
+    return np.asarray(np.clip(values, low, high))
+
+
+def _thinned(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Rows that look like all of them: the least and greatest of each stretch."""
+    rows = len(values)
+    if rows <= POINTS:
+        return np.arange(rows)
+    edges = np.linspace(0, rows, POINTS // 2 + 1).astype(np.int64)
+    known = np.nan_to_num(values)
+    kept = []
+    for first, end in pairwise(edges.tolist()):
+        part = known[first:end]
+        kept += [first + int(part.argmin()), first + int(part.argmax())]
+    return np.unique(np.array(kept))

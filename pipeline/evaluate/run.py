@@ -1,0 +1,183 @@
+"""A whole evaluation: every contender over every group of series, on several processes.
+
+A task is one contender over the series that one engine can take side by side. Tasks are independent: each reads its
+series, folds them, judges them and hands back figures, so that nothing as large as a track crosses a process boundary.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluate.controls import SERVED, Contender, predictor_of, random_track, river_track
+from pipeline.evaluate.fold import Group, Track, fold, groups_of
+from pipeline.evaluate.judge import SeriesResult, judge, replay_budgets
+from pipeline.evaluate.pictures import draw_series
+from pipeline.evaluate.series import Entry, LabelledSeries, load_series
+from pipeline.registry import base_weights
+from pipeline.settings import Profile
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One contender over some series."""
+
+    number: int
+    folder: Path
+    entries: tuple[Entry, ...]
+    contender: Contender
+    knobs: Profile
+    is_quick: bool
+    has_pictures: bool
+
+    @property
+    def rows(self) -> int:
+        """Observations, as far as the manifest knows: for progress."""
+        return sum(_rows(entry, self.is_quick) for entry in self.entries)
+
+    @property
+    def cost(self) -> float:
+        """About how long it takes: steps of the longest series through a chain, else rows."""
+        if self.contender.kind == "chain":
+            return float(max(_rows(entry, self.is_quick) for entry in self.entries))
+        return self.rows * (0.02 if self.contender.kind == "river" else 0.01)
+
+
+def _rows(entry: Entry, is_quick: bool) -> int:
+    plan = entry.plan
+    most = entry.rows if plan.rows_at_most is None else plan.rows_at_most
+    if is_quick and plan.quick is not None:
+        most = min(most, plan.quick.rows_at_most)
+    return min(entry.rows, most)
+
+
+def tasks_of(
+    folder: Path,
+    entries: Sequence[Entry],
+    contenders: Sequence[Contender],
+    knobs: Profile,
+    *,
+    is_quick: bool = False,
+    has_pictures: bool = True,
+) -> list[Task]:
+    """The tasks of a run, dearest first."""
+    together: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        plan = entry.plan
+        interval = None if entry.timestamp_kind == "row_index" else entry.interval_seconds
+        key = (plan.evidence, entry.numbers, interval, entry.timestamp_kind == "iso8601", plan.budget)
+        together.setdefault(key, []).append(entry)
+    tasks = [
+        Task(0, folder, tuple(group), contender, knobs, is_quick, has_pictures and contender == SERVED)
+        for group in together.values()
+        for contender in contenders
+        if not contender.needs_fast_weights or _adapts(group[0], knobs)
+    ]
+    ordered = sorted(tasks, key=lambda task: -task.cost)
+    return [replace(task, number=number) for number, task in enumerate(ordered)]
+
+
+def _adapts(entry: Entry, knobs: Profile) -> bool:
+    return entry.plan.evidence == "single" and not knobs.light
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished task and its results."""
+
+    task: Task
+    results: tuple[SeriesResult, ...]
+
+
+def run_tasks(
+    tasks: Sequence[Task], processes: int, progress: Callable[[int, int], None] = lambda task, rows: None
+) -> Iterator[Done]:
+    """Run tasks, dearest first; yields each as it ends.
+
+    Parameters
+    ----------
+    processes
+        1 runs them here, one after the other.
+    progress
+        Called now and then with a task's number and the rows it has folded so far.
+    """
+    if processes == 1:
+        for task in tasks:
+            yield Done(task, perform(task, lambda rows, number=task.number: progress(number, rows)))  # type: ignore[misc]
+        return
+    context = multiprocessing.get_context("spawn")
+    counters = context.Array("q", len(tasks), lock=False)
+    with ProcessPoolExecutor(processes, context, _begin, (counters,)) as pool:
+        running: dict[Future[tuple[SeriesResult, ...]], Task] = {pool.submit(_perform, task): task for task in tasks}
+        while running:
+            finished, _ = wait(running, POLL_S, FIRST_COMPLETED)
+            for number, rows in enumerate(counters):
+                progress(number, rows)
+            for future in finished:
+                task = running.pop(future)
+                yield Done(task, future.result())
+
+
+_counters: Any = None
+
+
+def _begin(counters: Any) -> None:
+    global _counters
+    _counters = counters
+
+
+def _perform(task: Task) -> tuple[SeriesResult, ...]:
+    def note(rows: int) -> None:
+        _counters[task.number] = rows
+
+    return perform(task, note)
+
+
+def perform(task: Task, progress: Callable[[int], None] = lambda rows: None) -> tuple[SeriesResult, ...]:
+    """Read, fold and judge the series of one task; ``progress`` is told the rows folded so far."""
+    series = load_series(task.folder, task.entries, is_quick=task.is_quick)
+    results: list[SeriesResult] = []
+    done = 0
+
+    def note(rows: int) -> None:
+        nonlocal done
+        done += rows
+        progress(done)
+
+    for group in groups_of(series, task.knobs):
+        tracks = _tracks(task, group, note)
+        budgets = _budgets(task, group, tracks)
+        for item in group.series:
+            result = judge(item, tracks[item.name], budgets.get(item.name, {}))
+            if task.has_pictures:
+                result = replace(result, picture=draw_series(item, tracks[item.name]))
+            results.append(result)
+    return tuple(results)
+
+
+def _tracks(task: Task, group: Group, note: Callable[[int], None]) -> dict[str, Track]:
+    if task.contender.kind == "chain":
+        profile = group.profile
+        weights = base_weights(profile.builtin() or profile.predictor)
+        return fold(group, predictor_of(task.contender, weights), note)
+    tracks = {}
+    for number, item in enumerate(group.series):
+        if task.contender.kind == "random":
+            tracks[item.name] = random_track(item, group.profile, number)
+        else:
+            tracks[item.name] = river_track(item, task.contender.name)
+        note(len(item.stream))
+    return tracks
+
+
+def _budgets(task: Task, group: Group, tracks: dict[str, Track]) -> dict[str, Any]:
+    chosen: list[LabelledSeries] = [item for item in group.series if item.clean_rows.stop > item.clean_rows.start]
+    if not chosen or task.contender.kind != "chain":
+        return {}
+    return replay_budgets(chosen, tracks)

@@ -1,0 +1,231 @@
+"""``tidewatch evaluate``: how good the detection is on labelled recordings, beside controls.
+
+Labelled series of a folder with a manifest go through the production engine with the production configuration, all
+series of one kind side by side, and so do the controls: last value, an untrained network and linear lags with fast
+weights, random scores; two detectors of the river package stand beside them. Reported are the NAB score (three
+profiles, one threshold for the corpus), VUS-PR and AUC-PR, events found with delay and precision, false alarms per
+stream and day, realised over budgeted false alarms, and how often an alert names a true cause among its first five
+features; with bootstrap intervals over series, for every series, data set and domain. Rows are never point-adjusted.
+
+--quick takes a fixed, representative part. --compare A.toml B.toml replays one recording, labelled or not, under two
+configurations and says which alerts appear, disappear or move.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from pipeline.errors import ConfigurationError
+from pipeline.evaluate.compare import Difference, Raised, differences, profile_for, raised_by
+from pipeline.evaluate.controls import CONTROLS, QUICK_CONTROLS, SERVED, Contender
+from pipeline.evaluate.judge import SeriesResult
+from pipeline.evaluate.report import Evaluation, as_json, as_markdown, as_page, first_lines
+from pipeline.evaluate.run import Task, run_tasks, tasks_of
+from pipeline.evaluate.series import read_entries
+from pipeline.registry import base_weights
+from pipeline.settings import Profile, Settings
+from pipeline.sources.recording import open_recording
+
+EXAMPLES = """\
+examples:
+  tidewatch evaluate ../shared/data --quick --json runs/quick.json
+  tidewatch evaluate ../shared/data --only nab smd --report runs/report.html
+  tidewatch evaluate pumps.csv --compare today.toml tomorrow.toml
+"""
+SHOWN_ALERTS = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("recording", type=Path, help="folder with a manifest; with --compare any recording")
+    parser.add_argument("--quick", action="store_true", help="a fixed part, in under three minutes on two cores")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="data sets or patterns of series")
+    parser.add_argument("--predictor", default="gru", help="gru, lstm, gru32 or the path of a version folder")
+    parser.add_argument("--light", action="store_true", help="the narrow row")
+    parser.add_argument(
+        "--controls", nargs="*", choices=[contender.name for contender in CONTROLS], default=None,
+        help="which controls to run (default: all; with --quick naive and random)",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, help="write all figures")
+    parser.add_argument("--report", type=Path, help="write a page with tables and pictures (default: report.html)")
+    parser.add_argument("--no-pictures", action="store_true", help="no pictures, no report unless --report is given")
+    parser.add_argument("--markdown", type=Path, help="write the tables as Markdown")
+    parser.add_argument("--processes", type=int, default=0, help="processes (default: one for each core)")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two settings files on one replay")
+    parser.add_argument("--profile", help="with --compare: the profile's name, where several would fit")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate or compare; returns the exit code."""
+    torch.set_num_threads(1)
+    console = Console()
+    if args.compare is not None:
+        return _compare(args, console)
+    started = time.monotonic()
+    contenders = (SERVED, *_controls(args))
+    knobs = Profile(topics=("recording",), features=("value",), predictor=args.predictor, light=args.light)
+    entries = read_entries(args.recording, args.only, is_quick=args.quick)
+    tasks = tasks_of(
+        args.recording, entries, contenders, knobs, is_quick=args.quick, has_pictures=not args.no_pictures
+    )  # fmt: skip
+    results = _run(tasks, args.processes or os.cpu_count() or 1, console)
+    made_with = _made_with(knobs, len(entries), args.quick, time.monotonic() - started)
+    evaluation = Evaluation(made_with, contenders, {c.name: results.get(c.name, []) for c in contenders})
+    _show(evaluation, console)
+    _write(args, evaluation, console)
+    return 0
+
+
+def _controls(args: argparse.Namespace) -> list[Contender]:
+    names = args.controls
+    if names is None:
+        names = QUICK_CONTROLS if args.quick else [contender.name for contender in CONTROLS]
+    return [contender for contender in CONTROLS if contender.name in names]
+
+
+def _run(tasks: Sequence[Task], processes: int, console: Console) -> dict[str, list[SeriesResult]]:
+    results: dict[str, list[SeriesResult]] = {}
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        whole = bar.add_task("all", total=sum(task.cost for task in tasks))
+        shares = [0.0] * len(tasks)
+        lines: dict[int, TaskID] = {}
+
+        def note(number: int, rows: int) -> None:
+            task = tasks[number]
+            if rows and number not in lines:
+                words = "+".join(sorted({entry.dataset for entry in task.entries}))
+                lines[number] = bar.add_task(f"  {task.contender.name} {words}", total=task.rows)
+            if number in lines:
+                bar.update(lines[number], completed=rows)
+            shares[number] = max(shares[number], task.cost * min(1.0, rows / max(1, task.rows)))
+            bar.update(whole, completed=sum(shares))
+
+        for done in run_tasks(tasks, min(processes, len(tasks)), note):
+            number = done.task.number
+            shares[number] = done.task.cost
+            if number in lines:
+                bar.update(lines[number], visible=False)
+            bar.update(whole, completed=sum(shares))
+            results.setdefault(done.task.contender.name, []).extend(done.results)
+    return results
+
+
+def _made_with(knobs: Profile, series: int, is_quick: bool, seconds: float) -> dict[str, str]:
+    weights = base_weights(knobs.builtin() or knobs.predictor)
+    return {
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "predictor": f"{knobs.predictor}{', light row' if knobs.light else ''}, weights {weights.fingerprint()}",
+        "series": f"{series}{' (the quick part)' if is_quick else ''}",
+        "seconds": f"{seconds:.0f} on {os.cpu_count()} cores ({platform.machine()})",
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str:
+    """The commit of the checkout this runs from, with a mark where files differ from it."""
+    here = Path(__file__).parent
+    try:
+        words = ("git", "describe", "--always", "--dirty", "--abbrev=12")
+        commit = subprocess.run(words, cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "not from a checkout"
+    return commit.stdout.strip()
+
+
+def _show(evaluation: Evaluation, console: Console) -> None:
+    table = Table("figure", "served", "naive")
+    for line in first_lines(evaluation):
+        table.add_row(*line)
+    console.print(table)
+
+
+def _write(args: argparse.Namespace, evaluation: Evaluation, console: Console) -> None:
+    if args.json is not None:
+        _save(args.json, json.dumps(as_json(evaluation), indent=1) + "\n", console)
+    if args.markdown is not None:
+        _save(args.markdown, as_markdown(evaluation, _command(args)), console)
+    page = args.report or (None if args.no_pictures else Path("report.html"))
+    if page is not None:
+        _save(page, as_page(evaluation), console)
+
+
+def _command(args: argparse.Namespace) -> str:
+    words = ["tidewatch evaluate", "../shared/data" if args.recording.name == "data" else str(args.recording)]
+    words += ["--quick"] if args.quick else []
+    words += ["--only", *args.only] if args.only else []
+    words += ["--predictor", args.predictor] if args.predictor != "gru" else []
+    return " ".join([*words, "--markdown", args.markdown.name])
+
+
+def _save(path: Path, text: str, console: Console) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise ConfigurationError(f"{path}: cannot be written: {exc}") from exc
+    console.print(f"{path} written")
+
+
+# ---------------------------------------------------------------- compare
+
+
+def _compare(args: argparse.Namespace, console: Console) -> int:
+    recording = open_recording(args.recording)
+    streams = list(recording.select(args.only) if args.only else recording)
+    found: list[list[Raised]] = []
+    with Progress(console=console) as bar:
+        for path in args.compare:
+            name, profile = profile_for(Settings.load(path), args.profile, streams)
+            line = bar.add_task(f"{path.name} ({name})", total=sum(len(stream) for stream in streams))
+            found.append(raised_by(name, profile, streams, lambda rows, line=line: bar.advance(line, rows)))  # type: ignore[misc]
+    last_ms = max(int(stream.times_ms.max()) for stream in streams if len(stream))
+    difference = differences(found[0], found[1], last_ms)
+    _show_difference(difference, args.compare, console)
+    if args.json is not None:
+        _save(args.json, json.dumps(difference.as_json(), indent=1) + "\n", console)
+    return 0
+
+
+def _show_difference(difference: Difference, paths: Sequence[Path], console: Console) -> None:
+    a, b = (path.name for path in paths)
+    console.print(
+        f"{len(difference.same)} alerts the same, {len(difference.moved)} open at another time, "
+        f"{len(difference.disappeared)} only with {a}, {len(difference.appeared)} only with {b}"
+    )
+    console.print(f"last 30 days: {difference.last_month[0]} alerts with {a}, {difference.last_month[1]} with {b}")
+    table = Table("", "stream", "opened", "peak score")
+    lines = [("disappears", alert) for alert in difference.disappeared]
+    lines += [("appears", alert) for alert in difference.appeared]
+    lines += [(f"moves by {(new.opened_ms - old.opened_ms) / 1000:.0f} s", new) for old, new in difference.moved]
+    for words, alert in lines[:SHOWN_ALERTS]:
+        when = datetime.fromtimestamp(alert.opened_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(words, alert.stream_id, when, f"{alert.peak:.2f}")
+    if lines:
+        console.print(table)
+    if len(lines) > SHOWN_ALERTS:
+        console.print(f"and {len(lines) - SHOWN_ALERTS} more; --json has them all")

@@ -1,0 +1,106 @@
+"""``tidewatch notify`` as a process, against a real Kafka and a real HTTP server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import BrokerAway
+from pipeline.records import Alert
+from pipeline.servers import create_topics
+from pipeline.topics.kafka import Cluster
+from pipeline.wire import encode_alert
+from tests.alerts import make_alert
+from tests.hook import Hook, Post
+from tests.real_kafka import unique, until
+
+pytestmark = pytest.mark.integration
+
+
+class Rig:
+    """An alerts topic, and notifiers of one group."""
+
+    def __init__(self, bootstrap: str, folder: Path) -> None:
+        self.bootstrap, self.folder = bootstrap, folder
+        self.topic, self.group = unique("alerts"), unique("g")
+        create_topics(bootstrap, {self.topic: 1})
+
+    def write(self, *alerts: Alert) -> None:
+        """Write events to the topic."""
+        with Cluster(self.bootstrap).feeder() as feeder:
+            for alert in alerts:
+                feeder.send(self.topic, alert.stream_id.encode(), encode_alert(alert))
+            feeder.flush()
+
+    def is_begun(self) -> bool:
+        """Whether a notifier has marked its place."""
+        try:
+            return bool(Cluster(self.bootstrap).committed(f"{self.group}-notify"))
+        except BrokerAway:  # a broker without any group yet
+            return False
+
+    @contextmanager
+    def notifier(self, url: str, **notify: str) -> Iterator[subprocess.Popen[str]]:
+        """A process that is ready; killed at the end of the block where it still runs."""
+        environment = {
+            "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap,
+            "TIDEWATCH_KAFKA__GROUP": self.group,
+            "TIDEWATCH_KAFKA__ALERTS_TOPIC": self.topic,
+            "TIDEWATCH_HTTP__PORT": "0",
+            "TIDEWATCH_NOTIFY__URL": url,
+            **{f"TIDEWATCH_NOTIFY__{name.upper()}": value for name, value in notify.items()},
+        }
+        log = self.folder / unique("log")
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline", "notify"], env=os.environ | environment, stderr=stderr, text=True
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            said = log.read_text()
+            assert "s3cret" not in said, "the webhook's token is a secret"
+
+
+def told(posts: Sequence[Post]) -> list[tuple[str, str]]:
+    """Alert and event of each post that was taken."""
+    bodies = [json.loads(post.body) for post in posts if post.status == 200]
+    return [(body["alert_id"], body["event"]) for body in bodies]
+
+
+@pytest.mark.slow
+def test_every_event_is_told_although_receiver_and_notifier_fail(kafka_bootstrap: str, tmp_path: Path) -> None:
+    """A page that is lost because a server was restarted is a fault nobody looks at."""
+    rig = Rig(kafka_bootstrap, tmp_path)
+    opened = [make_alert(alert_id=name, stream_id=name) for name in ("a", "b", "c")]
+    with Hook(503, 429) as hook:
+        with rig.notifier(hook.url) as process:
+            until(rig.is_begun)  # a first start tells what comes from then on
+            rig.write(opened[0])
+            hook.wait(1)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        rig.write(opened[1], replace(opened[0], event="resolved", index=5))
+        with rig.notifier(hook.url) as process:
+            hook.wait(5)
+            rig.write(opened[2])
+            posts = hook.wait(6)
+            process.terminate()
+            assert process.wait(20) == 0
+    events = told(posts)
+    assert events == [("a", "opened"), ("b", "opened"), ("a", "resolved"), ("c", "opened")]
+    assert [post.status for post in posts[:3]] == [503, 429, 200]
+    keys = [post.headers["Idempotency-Key"] for post in posts]
+    assert keys[0] == keys[1] == keys[2], "whoever hears a repetition must know it for one"
+    assert len(set(keys)) == len(events)

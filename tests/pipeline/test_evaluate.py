@@ -1,0 +1,238 @@
+"""The evaluation measures the production engine, judges what it claims to judge, and compares like with like."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from models.pretrained import builtin
+from pipeline.__main__ import main
+from pipeline.evaluate.compare import Raised, differences
+from pipeline.evaluate.controls import CONTROLS, SERVED, predictor_of, random_track, river_track
+from pipeline.evaluate.fold import fold, groups_of
+from pipeline.evaluate.judge import ANOMALOUS, judge, replay_budgets
+from pipeline.evaluate.report import Evaluation, as_json, as_markdown, as_page
+from pipeline.evaluate.run import perform, run_tasks, tasks_of
+from pipeline.evaluate.series import load_series, read_entries
+from pipeline.evaluate.summary import HEADLINES, figures
+from pipeline.offline import Offline
+from pipeline.records import OPENED
+from pipeline.settings import Profile
+
+ROWS, SPIKE = 700, 500
+KNOBS = Profile(topics=("recording",), features=("value",))
+
+
+def write_folder(folder, **series):
+    """A folder of recordings with a manifest: ``data_set__name=(values (T, F), labels, interval)``."""
+    entries = []
+    for name, (values, labels, interval_s) in series.items():
+        data_set, series_id = name.split("__")
+        features = [f"m{i + 1}" for i in range(values.shape[1])]
+        (folder / data_set).mkdir(exist_ok=True)
+        with gzip.open(folder / data_set / f"{series_id}.csv.gz", "wt", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["timestamp", *features, "label"])
+            for row, (observed, label) in enumerate(zip(values, labels, strict=True)):
+                time = row if interval_s is None else int(row * interval_s)
+                rows.writerow([time, *("" if np.isnan(x) else round(float(x), 4) for x in observed), int(label)])
+        entries.append(
+            {
+                "dataset": data_set, "series_id": series_id, "file": f"{data_set}/{series_id}.csv.gz",
+                "rows": len(values), "features": features, "domain": "server", "interval_seconds": interval_s,
+                "timestamp_kind": "row_index" if interval_s is None else "seconds",
+                "train_prefix_rows": 300,
+            }
+        )  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps({"series": entries}))
+    return folder
+
+
+def steady(features=1, seed=0, length=ROWS):
+    """A daily-like wave with noise, and one spike of many sigma in its first feature."""
+    rng = np.random.default_rng(seed)
+    wave = 10 + 3 * np.sin(np.arange(length)[:, None] / 12 + np.arange(features))
+    values = wave + rng.normal(0, 0.2, (length, features))
+    values[SPIKE : SPIKE + 5, 0] += 25
+    labels = np.zeros(length, np.bool_)
+    labels[SPIKE : SPIKE + 5] = True
+    return values, labels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(
+        tmp_path,
+        ucr__one=(*steady(seed=1), None),
+        ucr__two=(*steady(seed=2, length=650), None),
+        smd__machine=(*steady(features=6, seed=3), 60.0),
+    )
+
+
+def tracks_of(folder, contender=SERVED):
+    series = load_series(folder, read_entries(folder))
+    tracks = {}
+    for group in groups_of(series, KNOBS):
+        tracks |= fold(group, predictor_of(contender, builtin("gru")))
+    return {item.name: (item, tracks[item.name]) for item in series}
+
+
+def test_series_side_by_side_score_as_each_alone(folder):
+    """One engine for all series is a matter of speed; and what is measured is what production computes."""
+    tracked = tracks_of(folder)
+    for item, track in tracked.values():
+        [group] = groups_of([item], KNOBS)
+        offline = Offline("alone", group.profile, builtin("gru"))
+        stream = replace(item.stream, features=group.profile.features)
+        parts = [scores.score for absorbed in offline.score_streams([stream]) for scores in absorbed.scores]
+        np.testing.assert_allclose(track.score, np.concatenate(parts), atol=1e-3)
+
+
+def test_series_of_one_kind_share_an_engine(folder):
+    """Series by series would take hours."""
+    groups = groups_of(load_series(folder, read_entries(folder)), KNOBS)
+    assert sorted(len(group.series) for group in groups) == [1, 2]
+
+
+def test_an_evident_fault_is_found_and_attributed(folder):
+    """End to end: the spike is the highest rank, raises an alert, and names its feature."""
+    item, track = tracked = tracks_of(folder)["smd/machine"]
+    assert (track.verdict[SPIKE : SPIKE + 5] == ANOMALOUS).any()
+    result = judge(*tracked, {})
+    assert result.hit
+    assert result.ranked.vus_pr > 0.5
+    assert result.budgets["production"].events.found == 1
+    assert np.argmax(track.contribution[SPIKE]) == 0
+    assert item.stream.features[0] == "m1"
+
+
+def test_budget_of_production_replayed_gives_the_alerts_of_production(folder):
+    """Other budgets are decided by the same code on the same scores: at its own budget it must say the same."""
+    item, track = tracks_of(folder)["smd/machine"]
+    opened, alarmed = replay_budgets([item], {item.name: track}, {"own": 1 / 7})[item.name]["own"]
+    np.testing.assert_array_equal(opened, track.event == OPENED)
+    np.testing.assert_array_equal(alarmed, track.verdict == ANOMALOUS)
+
+
+def test_late_rows_have_no_score_and_the_others_keep_their_place(tmp_path):
+    """A recording may repeat timestamps; labels must stay with their rows."""
+    values, labels = steady()
+    folder = write_folder(tmp_path, mscloud__late=(values, labels, 60.0))
+    [item] = load_series(folder, read_entries(folder))
+    times = item.stream.times_ms.copy()
+    times[200] = times[199]
+    item = replace(item, stream=replace(item.stream, times_ms=times))
+    [group] = groups_of([item], KNOBS)
+    track = fold(group, predictor_of(SERVED, builtin("gru")))[item.name]
+    assert np.flatnonzero(np.isnan(track.score)).tolist() == [200]
+    assert SPIKE <= int(np.nanargmax(track.score)) < SPIKE + 10
+
+
+def test_naive_expects_the_last_value(folder):
+    """The zero control is what its name says."""
+    naive = next(contender for contender in CONTROLS if contender.name == "naive")
+    item, track = tracks_of(folder, naive)["ucr/one"]
+    np.testing.assert_allclose(track.expected[200:400, 0], item.stream.values[199:399, 0], rtol=1e-3)
+
+
+def test_random_scores_stay_near_their_budget_and_find_nothing(folder):
+    """A reference that shows what chance gives."""
+    item = load_series(folder, read_entries(folder))[0]
+    track = random_track(item, KNOBS, seed=1)
+    assert np.isfinite(track.score).all()
+    assert (track.event == OPENED).sum() <= 2
+
+
+@pytest.mark.parametrize("name", ["half_space_trees", "gaussian"])
+def test_river_references_rank_the_spike_high(folder, name):
+    """References are used as their makers mean them: higher is more anomalous, scored before learned."""
+    item = load_series(folder, read_entries(folder))[0]
+    result = judge(item, river_track(item, name), {})
+    assert result.ranked.auc_pr > 0.1
+    assert result.budgets == {}
+
+
+def test_quick_run_takes_a_part_of_the_folder(folder):
+    """The part is fixed by the plans, so that runs can be compared."""
+    assert {entry.name for entry in read_entries(folder, is_quick=True)} == {"ucr/one", "ucr/two"}
+
+
+def test_two_processes_give_the_figures_of_one(folder):
+    """Where a task runs is a matter of speed."""
+    tasks = tasks_of(folder, read_entries(folder), [SERVED, CONTROLS[0]], KNOBS, has_pictures=False)
+    alone = {done.task.number: done.results for done in run_tasks(tasks, 1)}
+    shared = {done.task.number: done.results for done in run_tasks(tasks, 2)}
+    assert alone.keys() == shared.keys()
+    for number, results in alone.items():
+        assert [figures([result]) for result in results] == pytest.approx(
+            [figures([result]) for result in shared[number]], nan_ok=True
+        )
+
+
+def test_reports_hold_every_contender_and_series(folder):
+    """JSON for machines, a page and Markdown for people, from the same results."""
+    contenders = (SERVED, CONTROLS[0], CONTROLS[3])
+    results = {contender.name: [] for contender in contenders}
+    for task in tasks_of(folder, read_entries(folder), contenders, KNOBS):
+        results[task.contender.name].extend(perform(task))
+    evaluation = Evaluation({"commit": "none"}, contenders, results)
+    found = as_json(evaluation)
+    assert set(HEADLINES) <= found.keys()
+    assert set(HEADLINES) == found["controls"]["naive"].keys() == found["controls"]["random"].keys()
+    assert found["ucr_hits"] == 2
+    assert found["nab_standard"] is None
+    json.dumps(found, allow_nan=False)
+    page = as_page(evaluation)
+    assert page.count("<img ") == 3
+    assert "smd/machine" in page
+    assert "ucr_hits" in as_markdown(evaluation, "tidewatch evaluate")
+
+
+def test_command_writes_what_it_is_asked_for(folder, tmp_path, capsys):
+    """The one command of the results page."""
+    out = tmp_path / "out"
+    words = ["evaluate", str(folder), "--only", "ucr", "--controls", "naive", "--processes", "1", "--no-pictures"]
+    assert main([*words, "--json", str(out / "all.json"), "--markdown", str(out / "results.md")]) == 0
+    assert json.loads((out / "all.json").read_text())["controls"]["naive"]["ucr_hits"] is not None
+    assert "ucr" in (out / "results.md").read_text()
+    assert "ucr_hits" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- compare
+
+
+def raised(stream, opened, ended, peak=5.0):
+    return Raised(stream, opened, ended, peak, "warning")
+
+
+def test_alerts_are_matched_where_they_overlap():
+    """What changes for the people who are paged: appears, disappears, moves."""
+    before = [raised("a", 0, 100), raised("a", 500, 600), raised("b", 0, 100)]
+    after = [raised("a", 0, 90), raised("a", 550, 700), raised("c", 0, 100)]
+    found = differences(before, after, last_ms=1_000)
+    assert [pair[0].opened_ms for pair in found.same] == [0]
+    assert [(a.opened_ms, b.opened_ms) for a, b in found.moved] == [(500, 550)]
+    assert [alert.stream_id for alert in found.disappeared] == ["b"]
+    assert [alert.stream_id for alert in found.appeared] == ["c"]
+    assert found.last_month == (3, 3)
+
+
+def test_compare_replays_both_configurations(folder, tmp_path, capsys):
+    """A tighter budget cannot add alerts here, and the same file on both sides changes nothing."""
+    settings = tmp_path / "a.toml"
+    settings.write_text(
+        '[profiles.servers]\ntopics = ["t"]\nfeatures = ["m1", "m2", "m3", "m4", "m5", "m6"]\ninterval_s = 60.0\n'
+        'clock = false\nevidence = "jump"\n'
+    )
+    out = tmp_path / "difference.json"
+    words = ["evaluate", str(folder), "--only", "smd", "--compare", str(settings), str(settings)]
+    assert main([*words, "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["same"] >= 1
+    assert (found["moved"], found["appeared"], found["disappeared"]) == ([], [], [])
+    assert "alerts the same" in capsys.readouterr().out

@@ -1,0 +1,196 @@
+"""Streams that stop, with time passed in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.open_alerts import OpenAlerts
+from pipeline.records import Alert, Partition
+from pipeline.silence import MIN_GAPS, Silence
+from pipeline.wire import decode_alert, encode_alert
+from tests.alerts import make_alert
+
+PLACE = Partition("sensor-windows", 3)
+MINUTE = 60_000
+START = 1_700_000_000_000
+DAY = 86_400_000
+
+
+class Story:
+    """A monitor's view of some streams."""
+
+    def __init__(self, min_silence_s: float = 60.0, max_streams: int = 100, idle_reset_s: float = 604_800.0) -> None:
+        self.now = START
+        self.silence = Silence(10, min_silence_s, {"sensor": idle_reset_s}, max_streams, START)
+        self._offset = 0
+
+    def hear(self, stream: str = "s", late_ms: int = 0) -> Alert | None:
+        """A record, made ``late_ms`` before it is read."""
+        self._offset += 1
+        return self.silence.hear("sensor", stream, PLACE, self._offset, self.now - late_ms, self.now)
+
+    def regular(self, count: int, gap_ms: int = MINUTE, late_ms: int = 0) -> None:
+        """Records at a steady pace; none may be called silent in between."""
+        for _ in range(count):
+            self.now += gap_ms
+            assert self.hear(late_ms=late_ms) is None
+            assert self.check() == []
+
+    def check(self) -> list[Alert]:
+        """Look."""
+        return list(self.silence.check(self.now))
+
+
+def test_a_regular_stream_that_stops_opens_one_alert_and_resolves_it_when_it_speaks() -> None:
+    """The one fault that leaves no record behind."""
+    story = Story()
+    story.regular(MIN_GAPS + 1)
+    story.now += 9 * MINUTE
+    assert story.check() == []
+    story.now += 2 * MINUTE
+    (opened,) = story.check()
+    assert (opened.event, opened.signal, opened.stream_id, opened.severity) == ("opened", "silent", "s", "warning")
+    assert opened.onset_ms == START + (MIN_GAPS + 1) * MINUTE
+    story.now += 5 * MINUTE
+    assert story.check() == []
+    resolved = story.hear()
+    assert resolved is not None
+    assert (resolved.event, resolved.alert_id, resolved.time_ms) == ("resolved", opened.alert_id, story.now)
+
+
+def test_its_alert_passes_the_wire() -> None:
+    """It has no score; readers of the alerts topic must be able to take it all the same."""
+    story = Story()
+    story.regular(MIN_GAPS + 1)
+    story.now += 30 * MINUTE
+    (opened,) = story.check()
+    assert decode_alert(encode_alert(opened)).alert_id == opened.alert_id
+    assert b'"score":null' in encode_alert(opened)
+
+
+def test_an_irregular_stream_is_given_more_time() -> None:
+    """Bursts with hours between them are no rhythm to be missed."""
+    story = Story()
+    for _ in range(5):
+        story.regular(10, 1000)
+        story.now += 3 * 60 * MINUTE
+        story.check()
+        story.hear()
+    story.regular(10, 1000)
+    story.now += 4 * 60 * MINUTE
+    assert story.check() == []
+
+
+def test_a_machine_that_rests_at_night_is_missed_once() -> None:
+    """An alert each evening would be switched off; one that oversleeps is news."""
+    story = Story()
+    opened = 0
+    for _ in range(5):
+        story.regular(14 * 12, 5 * MINUTE)
+        for _ in range(10):
+            story.now += 60 * MINUTE
+            opened += len(story.check())
+        story.hear()
+    assert opened == 1
+    story.regular(14 * 12, 5 * MINUTE)
+    story.now += 20 * 60 * MINUTE
+    assert len(story.check()) == 1
+
+
+def test_a_producer_with_a_wrong_clock_is_not_silent() -> None:
+    """Silence is measured by our clock; theirs may be an hour behind."""
+    story = Story()
+    story.regular(3 * MIN_GAPS, late_ms=60 * MINUTE)
+
+
+def test_unknown_rhythm_is_not_silence() -> None:
+    """A stream seen a few times has promised nothing."""
+    story = Story()
+    story.regular(MIN_GAPS - 1)
+    story.now += DAY
+    assert story.check() == []
+
+
+def test_what_was_silent_before_the_monitor_began_is_given_its_time_again() -> None:
+    """A restart in the middle of a backlog must not call everybody silent."""
+    story = Story()
+    for minute in range(MIN_GAPS + 5):
+        at = START - DAY + minute * MINUTE
+        story.silence.hear("sensor", "s", PLACE, minute, at, START)
+    assert story.check() == []
+    story.now += 11 * MINUTE
+    assert len(story.check()) == 1
+
+
+def test_a_silence_said_before_a_restart_is_resolved_after_it() -> None:
+    """Else it would stay open for ever."""
+    story = Story()
+    story.regular(MIN_GAPS + 1)
+    story.now += 30 * MINUTE
+    (opened,) = story.check()
+    after = Story()
+    after.now = story.now
+    after.silence.adopt(opened)
+    assert after.check() == []
+    resolved = after.hear()
+    assert resolved is not None
+    assert resolved.alert_id == opened.alert_id
+
+
+def test_a_stream_that_is_gone_ends() -> None:
+    """Memory is bounded by the streams that are alive, and a sensor that was taken away does not stay red."""
+    story = Story(idle_reset_s=3600)
+    story.regular(MIN_GAPS + 1)
+    story.now += 30 * MINUTE
+    (opened,) = story.check()
+    story.now += 40 * MINUTE
+    (resolved,) = story.check()
+    assert (resolved.event, resolved.alert_id) == ("resolved", opened.alert_id)
+    assert list(story.silence.counts()) == [("sensor", 0, 0)]
+
+
+def test_a_forgotten_stream_is_not_missed() -> None:
+    """`tidewatch streams forget` is a goodbye."""
+    story = Story()
+    story.regular(MIN_GAPS + 1)
+    story.now += 30 * MINUTE
+    story.check()
+    resolved = story.silence.forget("sensor", "s", story.now)
+    assert resolved is not None
+    assert resolved.event == "resolved"
+    assert list(story.silence.counts()) == [("sensor", 0, 0)]
+
+
+def test_streams_beyond_the_limit_are_counted_not_kept() -> None:
+    """Stream ids come from outside; a producer that invents them must not fill the memory."""
+    story = Story(max_streams=2)
+    for name in "abcd":
+        story.hear(name)
+    assert list(story.silence.counts()) == [("sensor", 2, 0)]
+    assert story.silence.unwatched == 2
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_open_alerts_are_those_not_resolved_however_often_they_are_told(repeats: int) -> None:
+    """The alerts topic is read again at every start."""
+    events = [
+        make_alert(),
+        make_alert(alert_id="b", stream_id="pump-2"),
+        make_alert(event="updated", severity="critical", features=(), offset=2),
+        make_alert(alert_id="b", event="resolved", offset=4),
+    ]
+    alerts = OpenAlerts()
+    news = [alerts.add(alert) for _ in range(repeats) for alert in events]
+    assert sum(news) == 4
+    (still,) = alerts
+    assert still == replace(make_alert(), event="updated", severity="critical", offset=2)
+
+
+def test_open_alerts_are_bounded() -> None:
+    """A storm of alerts must not take the process down."""
+    alerts = OpenAlerts(max_open=10)
+    for number in range(100):
+        alerts.add(make_alert(alert_id=str(number)))
+    assert len(alerts) == 10
