@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 Evidence = Literal["single", "jump", "coupled"]
-Cell = Literal["gru", "lstm"]
+Cell = Literal["rnn", "gru", "lstm", "tdnn", "conv", "seq2seq", "hmm", "ar", "naive", "smoother"]
 Scope = Literal["feature", "stream"]
 HiddenOnSwap = Literal["carry", "reset"]
 
@@ -20,16 +20,20 @@ class PredictorConfig:
     Parameters
     ----------
     cell
-        The recurrent cell.
+        The family: recurrent (``rnn``, ``gru``, ``lstm``), causal convolutions (``tdnn``), a convolution before a GRU
+        (``conv``), encoder and decoder (``seq2seq``), Gaussian HMM filter (``hmm``), AR(p) (``ar``), last value
+        (``naive``); ``smoother`` reads the future and is refused for serving.
     hidden
-        H, the width of the hidden state.
+        H, the width of the hidden state; of an HMM the number of its states, of an AR(p) its order p.
     layers
-        L, the number of stacked cells.
+        L, the number of stacked cells or convolutions, 1 to 4; 1 for families without layers.
     scope
         ``feature``: one network steps every feature of a stream on its own (hidden state ``(F, L, H)`` per stream);
         ``stream``: one network sees all features of a stream at once (hidden state ``(L, H)`` per stream).
     features
         F, only for ``scope="stream"``, where the input is ``12 F`` numbers wide; 1 otherwise.
+    kernel
+        Observations that a convolution sees; only for ``tdnn`` and ``conv``.
     """
 
     cell: Cell = "gru"
@@ -37,6 +41,11 @@ class PredictorConfig:
     layers: int = 1
     scope: Scope = "feature"
     features: int = 1
+    kernel: int = 3
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a manifest says of it; ``kernel`` only where it is not 3, so that older fingerprints hold."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kernel" or self.kernel != f.default}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from models.config import PredictorConfig
+from models.families import build, hidden_width
 from models.features import INPUTS
-from models.predictor import Predictor
+from models.predictor import Network
 
 FORMAT = "tidewatch-weights/1"
 WEIGHTS_FILE = "weights.safetensors"
@@ -61,7 +62,7 @@ class Weights:
     predictor
         What to build.
     network
-        State dict of :class:`models.predictor.Predictor`, float32 on the CPU.
+        State dict of a :class:`models.predictor.Network`, float32 on the CPU.
     mu0, P0
         Mean ``(H + 12,)`` and preconditioner ``(H + 12, H + 12)`` of phi = [h, input] for the fast weights.
     pooled
@@ -82,7 +83,7 @@ class Weights:
         """An untrained network with the preconditioner that its own random features have on noise."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = Predictor(predictor)
+            network = build(predictor)
             inputs = torch.randn(64, 64, network.input_width)
             with torch.no_grad():
                 hidden, _ = network(inputs)
@@ -90,9 +91,9 @@ class Weights:
         mu0, p0 = preconditioner(phi)
         return cls(predictor, {k: v.detach().clone() for k, v in network.state_dict().items()}, mu0, p0)
 
-    def build(self) -> Predictor:
+    def build(self) -> Network:
         """The network with these weights, in evaluation mode, without gradients."""
-        network = Predictor(self.predictor)
+        network = build(self.predictor)
         network.load_state_dict(self.network)
         return network.eval().requires_grad_(False)
 
@@ -151,7 +152,7 @@ class Weights:
         return cls(predictor, network, tensors["mu0"], tensors["P0"], pooled, about)
 
     def _description(self) -> dict[str, Any]:
-        return {"predictor": asdict(self.predictor), "pooled": asdict(self.pooled)}
+        return {"predictor": self.predictor.to_dict(), "pooled": asdict(self.pooled)}
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"mu0": self.mu0, "P0": self.P0, **{f"network.{name}": t for name, t in self.network.items()}}
@@ -181,10 +182,10 @@ def preconditioner(phi: Tensor) -> tuple[Tensor, Tensor]:
 def _check(folder: Path, predictor: PredictorConfig, tensors: dict[str, Tensor]) -> None:
     """Refuse tensors that are not finite float32 of the names and shapes that ``predictor`` needs."""
     try:
-        wanted = {f"network.{name}": tuple(t.shape) for name, t in Predictor(predictor).state_dict().items()}
+        wanted = {f"network.{name}": tuple(t.shape) for name, t in build(predictor).state_dict().items()}
     except (RuntimeError, TypeError, ValueError) as exc:
         raise ValueError(f"{folder}: impossible predictor {predictor}: {exc}") from exc
-    width = predictor.hidden + INPUTS
+    width = hidden_width(predictor) + INPUTS
     wanted |= {"mu0": (width,), "P0": (width, width)}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if found != wanted:

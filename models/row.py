@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.config import FoldConfig, PredictorConfig
 from models.features import BINS, INPUTS
-from models.predictor import state_width
+from models.families import hidden_width, state_width
 
 Where = Literal["feature", "entity"]
 
@@ -327,7 +327,7 @@ def _feature_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[
     if predictor.scope == "feature":
         yield _wide("hidden", state_width(predictor), "hidden state of the recurrent network")
     if has_fast_weights(config):
-        phi = predictor.hidden + INPUTS
+        phi = hidden_width(predictor) + INPUTS
         yield _wide("fast_weights", 2 * (phi + 1), "v_4, c_4, v_8, c_8: the stream's own correction of the read-out")
         yield _wide("keys", 2 * (phi + KEY_EXTRAS), "phi, m, sigma, B_4, B_8 of the two last keys, newest first")
     if has_season(config):

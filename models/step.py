@@ -28,7 +28,6 @@ from models.features import (
 )
 from models.hand import Hand
 from models.outcome import Evidence, StepScores, Trace
-from models.predictor import recurrent_step, serving_cells, serving_head
 from models.pretrained import Weights
 from models.row import RowLayout, Rows, has_fast_weights
 from models.tail import NO_EVENT, Decision, decide, score_of
@@ -77,19 +76,18 @@ class Scorer:
         self.device = torch.device(device)
         self.dtype = dtype
         network = weights.build().to(self.device, dtype)
-        self.cells = serving_cells(network)
-        self.head = serving_head(network)
-        self.is_adaptive = has_fast_weights(config)
+        self.network = network.serving()
+        self.is_adaptive = has_fast_weights(config) and network.is_adaptive
         self.prior = Preconditioner(weights.mu0.to(self.device, dtype), weights.P0.to(self.device, dtype))
         self.interval_ms = None if config.interval_s is None else round(config.interval_s * 1000)
 
     def advance(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the network: inputs ``(B, I)`` and state to hidden ``(B, H)`` and the next state."""
-        return recurrent_step(self.cells, inputs, state)
+        return self.network.advance(inputs, state)
 
     def forecast(self, hidden: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Frozen forecasts from hidden ``(B, H)`` and inputs ``(I, B)`` (see :class:`models.predictor.ServingHead`)."""
-        return self.head(hidden, inputs)
+        """Frozen forecasts from hidden ``(B, H)`` and inputs ``(I, B)`` (see :class:`models.predictor.Served`)."""
+        return self.network.forecast(hidden, inputs)
 
     def rows(self, capacity: int) -> Rows:
         """A table of fresh rows for this scorer."""

@@ -122,7 +122,7 @@ def pretrain(
     epoch_losses = fit(network, lessons, schedule, seed, listener)
     network.eval().requires_grad_(False)
     listener(Progress("preconditioner", schedule.updates, schedule.updates, epoch_losses[-1]))
-    mu0, p0 = preconditioner(_phi(network, lessons, schedule.batch))
+    mu0, p0 = preconditioner(features_of(network, lessons, schedule.batch))
     held_out = prepare(corpus(max(len(FAMILIES), schedule.series // 16), schedule.length, seed + HELD_OUT))
     raw = Weights(config, {name: t.detach().clone() for name, t in network.state_dict().items()}, mu0, p0)
     listener(Progress("tails", schedule.updates, schedule.updates, epoch_losses[-1]))
@@ -176,10 +176,11 @@ def prepare(made: Corpus) -> Lessons:
     return lessons
 
 
-def _chunks(lessons: Lessons, length: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def chunks(lessons: Lessons, length: int, first_target: int = FIRST_TARGET) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Inputs ``(t, B, 12)``, targets ``(t, B, K)`` and where they exist ``(t, B, K)``, chunk after chunk.
 
-    The target of horizon k is asinh((x_{t+k} - m_t) / sigma_t); there is none where x is missing or past the end.
+    The target of horizon k is asinh((x_{t+k} - m_t) / sigma_t); there is none where x is missing or past the end, nor
+    for the first ``first_target`` observations, where lessons begin with a fresh normaliser.
     """
     total = lessons.x.shape[0]
     for start in range(0, total, length):
@@ -191,8 +192,8 @@ def _chunks(lessons: Lessons, length: int) -> Iterator[tuple[Tensor, Tensor, Ten
             ahead[: later.shape[0], :, column] = later
         targets = torch.asinh((ahead - mean[..., None]) / sigma[..., None])
         exists = torch.isfinite(targets)
-        if start < FIRST_TARGET:
-            exists[: FIRST_TARGET - start] = False
+        if start < first_target:
+            exists[: first_target - start] = False
         yield lessons.inputs[start:stop], torch.where(exists, targets, 0.0), exists
 
 
@@ -213,7 +214,7 @@ def fit(
         for first in range(0, series - schedule.batch + 1, schedule.batch):
             batch = _flipped(lessons.of(order[first : first + schedule.batch]), draws)
             state: Tensor | None = None
-            for inputs, targets, exists in _chunks(batch, schedule.chunk):
+            for inputs, targets, exists in chunks(batch, schedule.chunk):
                 for group in optimiser.param_groups:
                     group["lr"] = _rate(schedule, done)
                 loss, state = _loss(network, inputs, targets, exists, state)
@@ -233,7 +234,7 @@ def fit(
 def evaluate(network: Predictor, lessons: Lessons, chunk: int = 256) -> float:
     """Mean loss of a network on lessons, in nats per target: lower is better."""
     state, losses = None, []
-    for inputs, targets, exists in _chunks(lessons, chunk):
+    for inputs, targets, exists in chunks(lessons, chunk):
         loss, state = _loss(network, inputs, targets, exists, state)
         losses.append(float(loss))
     return sum(losses) / len(losses)
@@ -265,7 +266,7 @@ def _rate(schedule: Schedule, done: int) -> float:
 
 
 @torch.no_grad()
-def _phi(network: Predictor, lessons: Lessons, batch: int) -> Tensor:
+def features_of(network: Predictor, lessons: Lessons, batch: int) -> Tensor:
     """``(n, H + 12)`` features [h, input] of every 16th observation of the corpus."""
     kept = []
     for first in range(0, lessons.x.shape[1], batch):

@@ -37,6 +37,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,7 @@ class _Length:
         self._traffic = Traffic(effort.streams, length, PARTITIONS)
         self._name = f"tidewatch-bench-{secrets.token_hex(4)}-t{length}"
         self._bootstrap = list(settings.kafka.bootstrap_servers)
-        self._redis_url = settings.redis.url.get_secret_value()
+        self._redis_url = settings.redis.address().get_secret_value()
         self._found = LengthFigures()
 
     def figures(self) -> LengthFigures:
@@ -192,7 +193,7 @@ class _Length:
             self._path(kind, first, ends, figures)
             if kind == "single":
                 self._read(first, ends)
-                self._naive(first)
+                self._naive(first, ends)
         finally:
             remove(self._bootstrap, list(topics), [topic, f"{topic}-read"])
 
@@ -245,7 +246,8 @@ class _Length:
             rate = read_rate(source, build_messages(settings), "single", first, ends, most, seconds)
         self._found.read = rate * self._traffic.observations_per_message
 
-    def _naive(self, first: Ends) -> None:
+    def _naive(self, first: Ends, ends: Ends) -> None:
+        count = sum(ends.values()) - sum(first.values())
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -254,8 +256,9 @@ class _Length:
                 closing(RedisHiddenStates(self._redis_url, f"{self._name}:")) as states,
                 closing(plain_messages(self._bootstrap, first)) as messages,
             ):
-                step = NaiveNetwork(builtin("gru")).step
-                self._found.naive = naive_rate(messages, states, step, NAIVE_WARM_UP, self._effort.naive_s)
+                step, warm_up = NaiveNetwork(builtin("gru")).step, min(NAIVE_WARM_UP, count // 2)
+                bounded = islice(messages, count)
+                self._found.naive = naive_rate(bounded, states, step, warm_up, self._effort.naive_s)
         finally:
             torch.set_num_threads(threads)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="NAME", help="score by this profile (default: the one that fits)")
 
 
-PICTURE_FACTOR, TABLE_WIDTH = 12, 120
+PICTURE_FACTOR, TABLE_WIDTH = 12, 160
+LEFT_COLUMNS = ("time (UTC)", "feature", "verdict", "signal", "side")
 EVENT_WORDS = {"opened": "alert opened", "updated": "alert worse", "resolved": "alert resolved"}
 
 
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     BrokerAway
         Kafka does not answer.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if args.before < 0 or args.after < 0:
         raise ConfigurationError("--before and --after count observations: 0 or more")
     asked_ms = parse_time(args.at)
@@ -122,21 +123,15 @@ def table_of(shown: Explanation, at: int) -> Table:
     """One row for each observation; the one asked about is marked. Of several features, the one that was strongest."""
     several = len(shown.features) > 1
     is_single = bool(np.isfinite(shown.level).any())
-    table = Table(
-        title=f"{shown.stream_id}, {utc(int(shown.times_ms[at]))[:4]}, {_version(shown)}",
-        title_justify="left",
-        header_style="bold",
-        box=None,
-    )
-    table.add_column("time (UTC)")
+    title = f"{shown.stream_id}, {utc(int(shown.times_ms[at]))[:4]}, {_version(shown)}"
+    table = Table(title=title, title_justify="left", header_style="bold", box=None)
+    names = ["time (UTC)", "observed", "expected", "band", "score", "thresh.", "verdict", "signal", "side"]
+    names += ["gate", "S", "A", "d"] if is_single else ["s", "d"]
     if several:
-        table.add_column("feature")
-    for name in ("observed", "expected", "band", "score", "thresh."):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("verdict", "signal", "side"):
-        table.add_column(name)
-    for name in ("gate", "S", "A", "d") if is_single else ("s", "d"):
-        table.add_column(name, justify="right")
+        names.insert(1, "feature")
+    for name in names:
+        justify: JustifyMethod = "left" if name in LEFT_COLUMNS else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     for i in range(len(shown)):
         cells = _cells(shown, i, is_single)
         style = "bold reverse" if i == at else "red" if VERDICTS[int(shown.verdict[i])] == "anomalous" else ""
@@ -155,7 +150,7 @@ def _cells(e: Explanation, i: int, is_single: bool) -> list[str]:
     event = EVENTS[int(e.event[i])]
     verdict = VERDICTS[int(e.verdict[i])].replace("_", " ")
     of_kind = (
-        [_share(e.opening[i, feature]), _number(e.level[i, feature]), _number(e.activity[i, feature])]
+        [_share(e.opening[i, feature]), f"{e.level[i, feature]:.2g}", f"{e.activity[i, feature]:.2g}"]
         if is_single
         else [_number(e.entity[i])]
     )

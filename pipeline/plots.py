@@ -166,18 +166,14 @@ def _draw_alerts(axis: Any, e: Explanation) -> None:
     """A bar along the top while an alert is open."""
     dates, is_open = _dates(e.times_ms), _open_alerts(e)
     if is_open.any():
-        across = axis.get_xaxis_transform()
-        axis.fill_between(
-            dates,
-            0.955,
-            1.0,
-            where=is_open,
-            transform=across,
-            color=ALARM,
-            linewidth=0,
-            step="post",
-            label="alert open",
-        )
+        along_the_top = {
+            "y1": 0.955,
+            "y2": 1.0,
+            "where": is_open,
+            "step": "post",
+            "transform": axis.get_xaxis_transform(),
+        }
+        axis.fill_between(dates, color=ALARM, linewidth=0, label="alert open", **along_the_top)
 
 
 def _open_alerts(e: Explanation) -> Bool:

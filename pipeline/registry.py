@@ -4,6 +4,9 @@
                                           manifest.json         what is known of them
                                           fold.json             the settings that enter the fold
     <folder>/<profile>/current                                  the version to serve
+    <folder>/<profile>/pinned                                   exists while no learner may change that
+    <folder>/<profile>/retrain                                  asks a running learner to train harder
+    <folder>/<profile>/history.jsonl                            every decision with its figures, oldest first
 
 A version is named by its content: publishing the same weights with the same settings twice is one version.
 """
@@ -11,9 +14,13 @@ A version is named by its content: publishing the same weights with the same set
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import secrets
 import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from models.config import FoldConfig
@@ -22,6 +29,40 @@ from models.step import Scorer
 from pipeline.errors import VersionError
 
 FOLD_FILE = "fold.json"
+DRAFTS_LIVE_S = 3600.0
+"""Drafts older than this were left by a process that died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One line of a profile's history.
+
+    Attributes
+    ----------
+    time_ms
+        Wall clock.
+    event
+        ``published``, ``candidate``, ``promoted``, ``rejected``, ``rolled back``, ``confirmed``, ``held``, ``pinned``,
+        ``unpinned``, ``imported``, ``retrain``, ``drift``, ``abandoned``, ``removed``.
+    version
+        The version it is about.
+    by
+        ``learner`` or ``operator``.
+    parent
+        The version it was compared with or made from.
+    reason
+        In words.
+    figures
+        The numbers the decision rests on.
+    """
+
+    time_ms: int
+    event: str
+    version: str
+    by: str
+    parent: str | None = None
+    reason: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Registry:
@@ -89,10 +130,7 @@ class Registry:
     def serve(self, profile: str, version: str) -> None:
         """Name the version to serve; workers follow within seconds, each partition at a quiet commit."""
         self.load(profile, version)
-        pointer = self._folder / profile / "current"
-        draft = pointer.with_name(f".current.{secrets.token_hex(4)}")
-        draft.write_text(version + "\n")
-        os.replace(draft, pointer)
+        self._put(self._folder / profile / "current", version)
 
     def ensure(self, profile: str, predictor: str, fold: FoldConfig) -> str:
         """The version for these settings, published and served where it is new.
@@ -111,6 +149,117 @@ class Registry:
         version = self.publish(profile, weights, fold)
         self.serve(profile, version)
         return version
+
+    # -- decisions -----------------------------------------------------------------------------------------------
+
+    def note(self, profile: str, decision: Decision) -> None:
+        """Append a decision to the profile's history: one write, so that readers see whole lines."""
+        figures = {name: value for name, value in decision.figures.items() if math.isfinite(value)}
+        line = json.dumps({**asdict(decision), "figures": figures}, separators=(",", ":")) + "\n"
+        place = self._folder / profile / "history.jsonl"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def history(self, profile: str) -> list[Decision]:
+        """All decisions, oldest first; a line cut short by a crash is passed over."""
+        try:
+            lines = (self._folder / profile / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            try:
+                found.append(Decision(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue
+        return found
+
+    def pin(self, profile: str, is_pinned: bool) -> None:
+        """Forbid, or allow again, that a learner changes what is served; an operator always may."""
+        place = self._folder / profile / "pinned"
+        if is_pinned:
+            self._put(place, self.current(profile) or "")
+        else:
+            place.unlink(missing_ok=True)
+
+    def is_pinned(self, profile: str) -> bool:
+        """Whether a learner must leave alone what is served."""
+        return (self._folder / profile / "pinned").exists()
+
+    def ask_retrain(self, profile: str) -> None:
+        """Ask the running learner for a forced retraining."""
+        self._put(self._folder / profile / "retrain", "1")
+
+    def take_retrain(self, profile: str) -> bool:
+        """Whether one was asked for; the asking ends with the answer."""
+        try:
+            (self._folder / profile / "retrain").unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    # -- moving and removing -------------------------------------------------------------------------------------
+
+    def export(self, profile: str, version: str, target: Path) -> None:
+        """Copy a version into a new folder, from where :meth:`bring_in` takes it elsewhere.
+
+        Raises
+        ------
+        VersionError
+            There is no such version, it is damaged, or ``target`` exists.
+        """
+        self.load(profile, version)
+        try:
+            shutil.copytree(self._version_folder(profile, version), target)
+        except OSError as exc:
+            raise VersionError(f"cannot export version {version} to {target}: {exc}") from exc
+
+    def bring_in(self, profile: str, source: Path, fold: FoldConfig) -> str:
+        """Publish the weights in a folder under this profile's settings; returns the version's name.
+
+        Whatever settings they were exported with do not count: a version served here folds as this profile says.
+
+        Raises
+        ------
+        VersionError
+            Files are missing, truncated, damaged, not ours, hold non-finite numbers, or do not fit the profile.
+        """
+        try:
+            weights = Weights.load(source)
+            Scorer(weights, fold, "cpu")
+        except ValueError as exc:
+            raise VersionError(f"cannot be imported for profile {profile}: {exc}") from exc
+        return self.publish(profile, weights, fold)
+
+    def remove_unused(self, profile: str, keep: Collection[str], newest: int, now_s: float) -> list[str]:
+        """Delete versions nobody needs; returns their names.
+
+        Kept are the served one, those in ``keep`` (live histories: protocol.md rule 11) and the ``newest`` ones.
+        """
+        versions = self.versions(profile)
+        needed = {self.current(profile), *keep, *(versions[-newest:] if newest else [])}
+        removed = [version for version in versions if version not in needed]
+        for version in removed:
+            # Renamed first: whoever loads it meanwhile finds all of it or nothing.
+            grave = self._version_folder(profile, f".{version}.{secrets.token_hex(4)}")
+            os.replace(self._version_folder(profile, version), grave)
+            shutil.rmtree(grave, ignore_errors=True)
+        for draft in (self._folder / profile / "versions").glob(".*"):
+            if now_s - draft.stat().st_mtime > DRAFTS_LIVE_S:
+                shutil.rmtree(draft, ignore_errors=True)
+        return removed
+
+    def _put(self, place: Path, text: str) -> None:
+        """Write a small file, whole or not at all."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        draft.write_text(text + "\n")
+        os.replace(draft, place)
 
     def _version_folder(self, profile: str, version: str) -> Path:
         return self._folder / profile / "versions" / version

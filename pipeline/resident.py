@@ -290,15 +290,21 @@ class ResidentRows:
 
     def move_to(self, other: ResidentRows, partition: Partition, hidden: HiddenOnSwap) -> None:
         """Hand all rows of a partition to another version's table, saved state and all (rule 12)."""
+        slots, there = self.copy_to(other, partition, hidden)
+        other.first_unsaved[there] = self.first_unsaved[slots]
+        other.unsaved_since[there] = self.unsaved_since[slots]
+        if len(slots):
+            self.drop(partition)
+
+    def copy_to(self, other: ResidentRows, partition: Partition, hidden: HiddenOnSwap) -> tuple[Int64, Int64]:
+        """Give another version's table the rows of a partition, and keep them; the slots here and there."""
         known = dict(self.slots_of.get(partition, {}))
+        slots = np.fromiter(known.values(), dtype=np.int64, count=len(known))
         if not known:
-            return
-        slots = np.fromiter(known.values(), dtype=np.int64)
+            return slots, slots
         rows = other.layout.carry(self.rows.read(torch.from_numpy(slots)), self.layout, hidden)
         if not other.make_room(len(known)):
             raise RuntimeError(f"no room for the {len(known)} streams of {partition} under version {other.version}")
         other.admit(partition, list(known), self.header[slots], rows)
-        there = np.fromiter((other.slots_of[partition][stream] for stream in known), dtype=np.int64)
-        other.first_unsaved[there] = self.first_unsaved[slots]
-        other.unsaved_since[there] = self.unsaved_since[slots]
-        self.drop(partition)
+        there = np.fromiter((other.slots_of[partition][stream] for stream in known), dtype=np.int64, count=len(known))
+        return slots, there

@@ -8,6 +8,9 @@ Where a value comes from, strongest first:
 4. the TOML file (its path may come from ``TIDEWATCH_CONFIG``),
 5. the defaults below, which run on a laptop.
 
+A secret may be given by a file: ``kafka.security.password_file`` or ``TIDEWATCH_KAFKA__SECURITY__PASSWORD_FILE`` names
+one that holds it (:data:`SECRETS` lists all that can).
+
 A profile binds topics to what their streams are. Two ship with the package, ``sensor`` and ``network``
 (``pipeline/profiles/*.toml``), and apply where the file has no ``[profiles]``. A profile in the file that is named
 like a shipped one starts from it and overrides only the keys it gives.
@@ -20,10 +23,12 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlencode
 
 from pydantic import (
     BaseModel,
@@ -44,6 +49,15 @@ from pipeline.errors import ConfigurationError
 
 PREFIX = "TIDEWATCH_"
 PLAIN_VARIABLES = {"KAFKA_BOOTSTRAP_SERVERS": ("kafka", "bootstrap_servers"), "REDIS_URL": ("redis", "url")}
+# Each may be given as <key>_file as well: the path of a file that holds it.
+SECRETS = (
+    ("kafka", "security", "password"),
+    ("kafka", "security", "key_password"),
+    ("redis", "url"),
+    ("redis", "password"),
+    ("notify", "url"),
+    ("notify", "token"),
+)
 SHIPPED_PROFILES = ("sensor", "network")
 BUILTIN_PREDICTORS = ("gru", "lstm", "gru32")
 
@@ -203,6 +217,12 @@ class Redis(_Section):
 
     Attributes
     ----------
+    url
+        ``redis://``, ``rediss://`` (TLS) or ``unix://``; it may hold user and password.
+    username, password
+        In place of those in ``url``.
+    ca_file, cert_file, key_file
+        PEM files for TLS; the system's authorities apply without ``ca_file``.
     save_interval_s
         Target age of saved rows, so about the longest stretch a successor replays.
     max_watermark_age_s
@@ -210,6 +230,11 @@ class Redis(_Section):
     """
 
     url: SecretStr = SecretStr("redis://localhost:6379/0")
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
     save_interval_s: PositiveFloat = 5.0
     max_watermark_age_s: PositiveFloat = 60.0
     call_deadline_s: PositiveFloat = 5.0
@@ -225,7 +250,26 @@ class Redis(_Section):
     def _ordered(self) -> Self:
         if self.save_interval_s >= self.max_watermark_age_s:
             raise ValueError("save_interval_s must be less than max_watermark_age_s")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        is_plain = not self.url.get_secret_value().startswith("rediss://")
+        if is_plain and (self.ca_file is not None or self.cert_file is not None):
+            raise ValueError("ca_file and cert_file need a url that begins with rediss://")
         return self
+
+    def address(self) -> SecretStr:
+        """The URL with everything in it, as redis-py reads it."""
+        password = None if self.password is None else self.password.get_secret_value()
+        options = {
+            "username": self.username,
+            "password": password,
+            "ssl_ca_certs": self.ca_file,
+            "ssl_certfile": self.cert_file,
+            "ssl_keyfile": self.key_file,
+        }
+        query = urlencode({name: str(value) for name, value in options.items() if value is not None})
+        url = self.url.get_secret_value()
+        return SecretStr(url + ("&" if "?" in url else "?") * bool(query) + query)
 
 
 class Limits(_Section):
@@ -346,9 +390,64 @@ class Notify(_Section):
     @field_validator("url")
     @classmethod
     def _http(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("http://", "https://")):
+        if url is None or not url.get_secret_value():  # a variable of a compose file that was not set
+            return None
+        if not url.get_secret_value().startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return url
+
+
+class Learner(_Section):
+    """How ``tidewatch learner`` learns the shared weights, and when it may change what is served.
+
+    Attributes
+    ----------
+    lookback_s
+        How much of the input topics it reads again at its start, by Kafka timestamps, to know its streams.
+    max_streams
+        Streams of a profile it follows: a sample is enough.
+    stretch
+        Observations that are learned from at a time: a window of one stream as the learner cuts it.
+    reservoir
+        Stretches of a profile kept for rehearsal, in equal shares of its streams.
+    batch, rate, gradient_norm
+        Stretches in one update, Adam's rate, and the length gradients are shortened to.
+    cpu_share, drift_cpu_share
+        Share of one core that learning may take, and while the family drifts.
+    candidate_updates
+        Updates between two candidates; so many are also made by a forced retraining.
+    shadow_stretches, probation_stretches
+        Fresh stretches on which a candidate is compared before it is promoted, and on which it is watched afterwards.
+    margin
+        Nats per target by which a candidate must predict better.
+    lasting_s
+        Event time for which a change must last before a stream that alarmed teaches again. More than a day: a fault of
+        a day is never learned.
+    max_imputed
+        Share of missing values above which a stretch does not teach.
+    tail_series
+        Generated series folded for a version's pooled tails.
+    keep_versions
+        Newest versions never removed.
+    """
+
+    lookback_s: PositiveFloat = 86_400.0
+    max_streams: PositiveInt = 256
+    stretch: Annotated[int, Field(ge=32, le=4096)] = 128
+    reservoir: PositiveInt = 1024
+    batch: PositiveInt = 16
+    rate: Annotated[float, Field(gt=0, le=0.1)] = 3e-4
+    gradient_norm: PositiveFloat = 1.0
+    cpu_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    drift_cpu_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    candidate_updates: PositiveInt = 200
+    shadow_stretches: Annotated[int, Field(ge=4)] = 256
+    probation_stretches: Annotated[int, Field(ge=4)] = 256
+    margin: PositiveFloat = 0.02
+    lasting_s: PositiveFloat = 129_600.0
+    max_imputed: Annotated[float, Field(ge=0, le=1)] = 0.1
+    tail_series: PositiveInt = 88
+    keep_versions: Annotated[int, Field(ge=1)] = 10
 
 
 class TopicPlan(_Section):
@@ -490,6 +589,7 @@ class Settings(_Section):
     topics: Topics = Topics()
     monitor: Monitor = Monitor()
     notify: Notify = Notify()
+    learner: Learner = Learner()
     profiles: Annotated[dict[str, Profile], Field(min_length=1)] = Field(
         default_factory=lambda: {name: Profile(**_shipped(name)) for name in SHIPPED_PROFILES}
     )
@@ -540,6 +640,7 @@ class Settings(_Section):
         raw = _with_shipped_profiles(from_file)
         for layer in layers:
             raw = _merged(raw, layer)
+        raw = _with_secret_files(raw)
         try:
             return cls.model_validate(raw)
         except ValidationError as exc:
@@ -596,6 +697,26 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         old = result.get(key)
         result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def _with_secret_files(given: dict[str, Any]) -> dict[str, Any]:
+    """What ``<key>_file`` names in the place of ``<key>``: how containers are handed their secrets."""
+    raw = deepcopy(given)
+    for *sections, key in SECRETS:
+        table: Any = raw
+        for section in sections:
+            table = table.get(section) if isinstance(table, Mapping) else None
+        path = table.pop(f"{key}_file", None) if isinstance(table, dict) else None
+        if path is None:
+            continue
+        place = ".".join((*sections, key))
+        if key in table:
+            raise ConfigurationError(f"{place}: given itself, and by {place}_file as well; leave one out")
+        try:
+            table[key] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError, TypeError) as exc:
+            raise ConfigurationError(f"{place}_file: {path} cannot be read ({type(exc).__name__})") from exc
+    return raw
 
 
 def _plain_environment() -> dict[str, Any]:

@@ -72,7 +72,7 @@ def build_worker(settings: Settings, listener: Callable[[StepStats], None], stor
 
 def build_store(settings: Settings) -> StateStore:
     """The state of all streams, in Redis."""
-    return RedisStateStore.connect(settings.redis.url.get_secret_value(), settings.redis.call_deadline_s)
+    return RedisStateStore.connect(settings.redis.address().get_secret_value(), settings.redis.call_deadline_s)
 
 
 def build_cluster(settings: Settings) -> Cluster:
@@ -160,12 +160,21 @@ def security_options(security: Security) -> dict[str, Any]:
         "ssl_cafile": security.ca_file and str(security.ca_file),
         "ssl_certfile": security.cert_file and str(security.cert_file),
         "ssl_keyfile": security.key_file and str(security.key_file),
-        "ssl_password": key_password and key_password.get_secret_value(),
+        "ssl_password": key_password and _Unshown(key_password.get_secret_value()),
         "sasl_mechanism": security.mechanism,
         "sasl_plain_username": security.username,
-        "sasl_plain_password": password and password.get_secret_value(),
+        "sasl_plain_password": password and _Unshown(password.get_secret_value()),
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+class _Unshown(str):
+    """A secret for a client that writes its options to the log (kafka-python does, at debug)."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'**********'"
 
 
 def choose_device(wish: str) -> str:

@@ -30,20 +30,22 @@ class HiddenStates(Protocol):
 def naive_rate(messages: Iterator[bytes], states: HiddenStates, step: Step, warm_up: int, seconds: float) -> float:
     """Observations/s of: poll, unpack, GET of a stream's hidden states, network and head, SET.
 
-    No transaction, no scoring, nothing batched. The first ``warm_up`` messages are not counted.
+    No transaction, no scoring, nothing batched. The first ``warm_up`` messages are not counted; then as many as there
+    are, for ``seconds`` at most.
     """
     observations = 0
-    began, until = 0.0, float("inf")
+    began = now = 0.0
     for number, message in enumerate(messages):
         if number == warm_up:
             began = time.perf_counter()
-            until = began + seconds
         unpacked = msgpack.unpackb(message)
         stream_id, values = unpacked[1], np.frombuffer(bytearray(unpacked[5]), "<f4").reshape(-1, FEATURES)
         states.set(stream_id, step(states.get(stream_id), values))
-        now = time.perf_counter()
         if number >= warm_up:
             observations += values.size
-        if now > until:
-            return observations / (now - began)
-    raise ValueError("the topic ended before the time did")
+            now = time.perf_counter()
+            if now - began > seconds:
+                break
+    if not observations:
+        raise ValueError(f"no more than the {warm_up} messages that are not counted")
+    return observations / (now - began)

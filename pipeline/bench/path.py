@@ -111,16 +111,21 @@ def read_rate(
     for partition, offset in first.items():
         source.seek(partition, offset)
     source.resume(ends)
-    began, done, until = 0.0, 0, float("inf")
-    reached = dict(first)
+    reached, done = dict(first), 0
+    most = max(1, min(max_records, (sum(ends.values()) - sum(first.values())) // 4))
+    began: float | None = None  # set by the first answer, which waits for connections and is not counted
+    until = time.perf_counter() + PATIENCE_S
     while any(reached[partition] < end for partition, end in ends.items()) and time.perf_counter() < until:
-        for partition, records in source.poll(1.0, max_records).items():
+        polled = source.poll(1.0, most)
+        for partition, records in polled.items():
             windows, _ = messages.decode(profile, partition, records)
             reached[partition] = records[-1].offset + 1
-            done += len(windows) if began else 0
-        if not began:  # the first fetch waits for connections
+            done += len(windows) if began is not None else 0
+        if began is None and polled:
             began = time.perf_counter()
             until = began + seconds
+    if began is None:
+        raise BrokerAway(f"nothing was read for {PATIENCE_S:g} s")
     return done / (time.perf_counter() - began)
 
 

@@ -30,7 +30,7 @@ def check_redis(settings: Settings, stream_bytes: Mapping[str, int]) -> Iterator
     deadline_s = settings.redis.call_deadline_s
     try:
         client = redis.Redis.from_url(
-            settings.redis.url.get_secret_value(),
+            settings.redis.address().get_secret_value(),
             socket_timeout=deadline_s,
             socket_connect_timeout=deadline_s,
             retry=Retry(NoBackoff(), 0),

@@ -21,7 +21,7 @@ from pipeline.wire import encode_json, encode_packed
 ALARM_BUDGET = "1 per 3 days"
 HOUR_MS = 3_600_000
 PLANT_INTERVAL_S, NETWORK_INTERVAL_S = 300.0, 60.0
-SEED = 3
+SEED = 2
 
 Encode = Callable[[str, Int64, Float32, UInt8 | None], bytes]
 

@@ -189,9 +189,7 @@ class Deployment:
         }
         names = {"9092": port, "9093": controller, "9094": external}
         for key in ("listeners", "advertised.listeners"):
-            given[key] = re.sub(
-                r"//[\w.]*:(\d+)", lambda found: f"//127.0.0.1:{names[found[1]]}", given[key]
-            )
+            given[key] = re.sub(r"//[\w.]*:(\d+)", lambda found: f"//127.0.0.1:{names[found[1]]}", given[key])
         voter = service["environment"]["KAFKA_CONTROLLER_QUORUM_VOTERS"]
         assert voter == f"{given['node.id']}@kafka:9093", "the controller must be where its listener is"
         given["controller.quorum.bootstrap.servers"] = f"127.0.0.1:{controller}"

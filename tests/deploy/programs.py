@@ -14,7 +14,9 @@ import pytest
 
 from pipeline.jars import default_cache
 
-HOW = "install Prometheus (on Debian and Ubuntu: apt install prometheus), so that prometheus and promtool are on the PATH"
+HOW = (
+    "install Prometheus (on Debian and Ubuntu: apt install prometheus), so that prometheus and promtool are on the PATH"
+)
 
 
 @cache

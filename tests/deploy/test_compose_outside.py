@@ -112,7 +112,10 @@ def test_nothing_of_tidewatch_is_wrong_in_a_healthy_deployment(live: Prometheus)
     """Rules that fire from the start are switched off by the first who sees them."""
     loaded = live.ask("rules")["groups"]
     assert {rule["name"] for group in loaded for rule in group["rules"]} == {
-        rule["alert"] for path in RULES for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]
+        rule["alert"]
+        for path in RULES
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
     }
     assert all(rule["health"] == "ok" for group in loaded for rule in group["rules"])
     assert live.query('ALERTS{alertstate="firing"}') == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.config import PredictorConfig
-from models.predictor import Mixture, Predictor, serving_head
+from models.predictor import Mixture, Predictor
 
 CONFIGS = [
     PredictorConfig(cell, hidden=5, layers=layers, scope=scope, features=features)
@@ -38,7 +38,7 @@ def test_serving_head_equals_the_trained_head(config):
     network = Predictor(config).eval().requires_grad_(False)
     hidden, inputs = torch.randn(4, 5), torch.randn(4, network.input_width)
     mixtures = network.mixtures(hidden, inputs)
-    mixture, four, eight = serving_head(network)(hidden, inputs.t())
+    mixture, four, eight = network.serving().forecast(hidden, inputs.t())
     point = mixtures.point().reshape(4, -1, 6)
     torch.testing.assert_close(four, point[..., 2].flatten(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(eight, point[..., 3].flatten(), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,197 @@
+"""The files of the deployment, checked without a container engine and without a server."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.grafana.generate import FOLDER, dashboards
+from pipeline.__main__ import COMMANDS, build_parser
+from pipeline.metrics import Metrics
+from pipeline.monitor_metrics import MonitorMetrics
+from pipeline.notify.metrics import NotifyMetrics
+from pipeline.settings import Settings
+from tests.deploy.compose import FILE, ROOT, VARIABLE, in_order, load
+
+BIN = Path(sys.executable).parent
+DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+COMPOSE = load({})
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = [name for name, it in SERVICES.items() if "build" in it]
+ONE_SHOT = {"topics", "replay"}
+NAME = re.compile(r"\banomaly_\w+")
+
+
+def run(*words: object) -> None:
+    """Run a program that says nothing where it finds nothing wrong."""
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- docker-compose.yml -----------------------------------------------------------------------------------------------
+
+
+def test_compose_file_follows_the_schema() -> None:
+    """A key that Compose does not know stops everything."""
+    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", FILE)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_command_of_ours_is_one_that_parses(name: str) -> None:
+    """A container whose command line is wrong restarts for ever."""
+    command, *words = map(str, SERVICES[name]["command"])
+    module = import_module(COMMANDS[command].module_name(command))
+    assert build_parser(command, module).parse_args([command, *words]).command == command
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_environment_of_ours_is_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that sets nothing is refused at the start, and one that is misspelt otherwise would be."""
+    for variable, value in SERVICES[name]["environment"].items():
+        monkeypatch.setenv(variable, "" if value is None else str(value))
+    monkeypatch.setenv("TIDEWATCH_CONFIG", str(ROOT / "deploy" / "config" / "worker.toml"))
+    settings = Settings.load()
+    assert settings.http.host == "0.0.0.0"  # inside a container: nobody else could scrape it
+    assert settings.kafka.bootstrap_servers == ("kafka:9092",)
+    assert str(settings.registry.folder) == "/var/lib/tidewatch/registry"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_mounted_file_exists_and_every_volume_is_named(name: str) -> None:
+    """Docker makes an empty folder of a file that is not there, and says nothing."""
+    for mount in SERVICES[name].get("volumes", []):
+        source = mount.split(":")[0]
+        assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], mount
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_pinned_limited_and_watched(name: str) -> None:
+    """An image that changes by itself, or a container that takes the whole machine, is found out at night."""
+    service = SERVICES[name]
+    tag = service["image"].rpartition(":")[2]
+    assert re.search(r"\d+\.\d+\.\d+", tag), service["image"]
+    limits = service["deploy"]["resources"]["limits"]
+    assert limits["cpus"]
+    assert limits["memory"]
+    assert name in ONE_SHOT or service["healthcheck"]["test"][0] == "CMD"
+    assert service["restart"] == ("unless-stopped" if name not in ONE_SHOT else service["restart"])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_can_do_little(name: str) -> None:
+    """What cannot be written cannot be changed by whoever breaks in."""
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["user"] == "10001:10001"
+    assert service["cap_drop"] == ["ALL"]
+    assert service["build"]["dockerfile"] == "deploy/Dockerfile"
+
+
+def test_ports_are_published_on_this_machine_only() -> None:
+    """None of these servers asks who you are."""
+    published = [port for it in SERVICES.values() for port in it.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_services_start_in_an_order() -> None:
+    """Topics before the worker that needs them, and both servers before these."""
+    order = in_order(SERVICES)
+    assert order.index("kafka") < order.index("topics") < order.index("worker") < order.index("replay")
+    assert order.index("redis") < order.index("worker")
+
+
+def test_every_variable_has_a_default_that_works() -> None:
+    """`docker compose up` without any preparation is what everyone tries first."""
+    for variable, default in VARIABLE.findall(FILE.read_text()):
+        assert default or variable == "NOTIFY_URL", variable
+
+
+# --- image ------------------------------------------------------------------------------------------------------------
+
+
+def test_dockerfile_passes_the_linter() -> None:
+    """Pinned bases, no shell traps."""
+    run(BIN / "hadolint", "--failure-threshold", "info", DOCKERFILE)
+
+
+def test_everything_the_image_copies_exists_and_is_let_through() -> None:
+    """The ignore file lets nothing pass by default; what it forgets is missing in the image."""
+    text = DOCKERFILE.read_text()
+    copied = [word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for word in line.split()]
+    ignored = (DOCKERFILE.parent / "Dockerfile.dockerignore").read_text().splitlines()
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert f"!{name}" in ignored
+
+
+def test_the_image_is_not_root_and_runs_the_worker() -> None:
+    """One image for every role: the command picks it."""
+    last = DOCKERFILE.read_text().rpartition("FROM ")[2]
+    assert re.search(r"^USER 10001:10001$", last, re.MULTILINE)
+    assert 'ENTRYPOINT ["tidewatch"]' in last
+    assert 'CMD ["worker"]' in last
+
+
+def test_settings_files_load() -> None:
+    """What is mounted is what an operator edits."""
+    for path in (ROOT / "deploy" / "config").glob("*.toml"):
+        assert tomllib.loads(path.read_text())
+        Settings.load(path)
+
+
+# --- Grafana and Prometheus -------------------------------------------------------------------------------------------
+
+
+def test_dashboards_are_what_the_generator_makes() -> None:
+    """A change by hand would be lost with the next one by code: python deploy/grafana/generate.py."""
+    assert {path.name: path.read_text() for path in FOLDER.glob("*.json")} == dashboards()
+
+
+def test_dashboards_are_complete() -> None:
+    """Identifiers that repeat, or a query without its letter, make Grafana drop panels without a word."""
+    for path in FOLDER.glob("*.json"):
+        board = json.loads(path.read_text())
+        ids = [panel["id"] for panel in board["panels"]]
+        assert len(set(ids)) == len(ids)
+        for panel in board["panels"]:
+            letters = [target["refId"] for target in panel.get("targets", [])]
+            assert len(set(letters)) == len(letters)
+            assert all(letters)
+            assert panel["type"] == "row" or panel["description"]
+
+
+def test_provisioning_points_at_what_is_mounted() -> None:
+    """Grafana starts without its dashboards as happily as with them."""
+    folder = ROOT / "deploy" / "grafana" / "provisioning"
+    (provider,) = yaml.safe_load((folder / "dashboards" / "tidewatch.yml").read_text())["providers"]
+    (source,) = yaml.safe_load((folder / "datasources" / "prometheus.yml").read_text())["datasources"]
+    mounts = [mount.split(":")[1] for mount in SERVICES["grafana"]["volumes"]]
+    assert provider["options"]["path"] in mounts
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (FOLDER / home.removeprefix(provider["options"]["path"] + "/")).exists()
+    assert source["url"] == "http://prometheus:9090"
+    used = {panel["datasource"]["uid"] for path in FOLDER.glob("*.json") for panel in json.loads(path.read_text())["panels"]
+            if "datasource" in panel}  # fmt: skip
+    assert used == {source["uid"]}
+
+
+def test_rules_and_dashboards_name_metrics_that_a_role_has() -> None:
+    """A rule over a metric that was renamed is silent for ever."""
+    registries = (Metrics().registry, MonitorMetrics({}, 1).registry, NotifyMetrics().registry)
+    made = {metric.name for registry in registries for metric in registry.collect()}
+    ends = ("", "_total", "_bucket", "_sum", "_count")
+    known = {f"{name}{end}" for name in made for end in ends}
+    files = [*(ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"), *FOLDER.glob("*.json")]
+    for path in files:
+        assert set(NAME.findall(path.read_text())) <= known, path.name
