@@ -215,17 +215,22 @@ class WindowInputs:
 
 
 @torch.no_grad()
-def window_inputs(x: Tensor, times_ms: Tensor | None, interval_s: float | None) -> WindowInputs:
+def window_inputs(
+    x: Tensor, times_ms: Tensor | None, interval_s: float | None, after_gap: Tensor | None = None
+) -> WindowInputs:
     """The inputs of B whole series from their first observation on, as :class:`models.step.Scorer` computes them.
 
     Parameters
     ----------
     x
-        ``(T, B)`` values, NaN where missing; no gaps in time.
+        ``(T, B)`` values, NaN where missing.
     times_ms
         ``(T,)`` or ``(T, B)`` int64 event times; None for series without a clock.
     interval_s
         Seconds between observations; None for series without seasonal memory.
+    after_gap
+        ``(T, B)`` bool: such an observation has no difference to the one before it; None where there are no gaps. That
+        a gap also ages the statistics is left to serving.
     """
     length, series = x.shape
     state = Normaliser.fresh(series, x)
@@ -241,6 +246,8 @@ def window_inputs(x: Tensor, times_ms: Tensor | None, interval_s: float | None) 
         moves = moves_of(valid, state.count)
         now = None if bins is None else bins[:, t]
         sighting, bin_now = sight(x[t], valid, state, seasonal, now)
+        if after_gap is not None:
+            sighting.dx.masked_fill_(after_gap[t], 0.0)
         fold_normaliser(state, sighting.x, sighting.dx, sigma, moves)
         sigma = scale_of(state, floor_of(state.mean))
         ahead = fold_and_look_ahead(seasonal, now, bin_now, sighting.x, moves.weight)

@@ -152,9 +152,15 @@ class Stretches:
     lessons: Lessons
     state: Tensor
 
-    def of(self, series: Tensor) -> Stretches:
-        """The part of some series (int64 indices)."""
+    def of_stream(self, number: int, features: int) -> Stretches:
+        """The part of one stream."""
+        series = torch.arange(number * features, (number + 1) * features)
         return Stretches(self.lessons.of(series), self.state[series])
+
+
+def without_past(lessons: Lessons, network: Network) -> Stretches:
+    """Lessons that begin with a fresh state."""
+    return Stretches(lessons, torch.zeros(lessons.x.shape[1], network.state_width))
 
 
 class Forecaster:

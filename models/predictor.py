@@ -96,6 +96,7 @@ class Network(nn.Module, ABC):
         self.config = config
         self.features = config.features if config.scope == "stream" else 1
         self.input_width = INPUTS * self.features
+        self.register_buffer("_zero", torch.zeros(()), persistent=False)
 
     @staticmethod
     @abstractmethod

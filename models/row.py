@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from models.config import FoldConfig, PredictorConfig
-from models.features import BINS, INPUTS
 from models.families import hidden_width, state_width
+from models.features import BINS, INPUTS
 
 Where = Literal["feature", "entity"]
 

@@ -8,19 +8,24 @@ Shapes: B batch, T time, H hidden, K = 6 horizons.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from models.calibration import FULL_EFFORT, Effort, pooled_tails
 from models.config import Cell, PredictorConfig
+from models.families import build
 from models.features import INPUTS, window_inputs
-from models.predictor import HORIZONS, Predictor
+from models.predictor import HORIZONS, Mixture, Network
 from models.pretrained import Weights, preconditioner
 from models.synthetic import FAMILIES, Corpus, corpus
 
@@ -28,6 +33,7 @@ from models.synthetic import FAMILIES, Corpus, corpus
 ODD_INPUTS = (0, 1, 2, 3, 4, 5, 6, 8)
 HORIZON_WEIGHTS = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 FIRST_TARGET = 20  # earlier than this, (m, sigma) are no scale to forecast in
+CHECKPOINT = "tidewatch-training/1"
 PHI_EVERY = 16  # observations between the features that mu0 and P0 are taken from
 HELD_OUT = 1_000_003  # added to the seed: series that the loss reported last has never seen
 
@@ -118,7 +124,7 @@ def pretrain(
     lessons = prepare(corpus(schedule.series, schedule.length, seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Predictor(config)
+        network = build(config)
     epoch_losses = fit(network, lessons, schedule, seed, listener)
     network.eval().requires_grad_(False)
     listener(Progress("preconditioner", schedule.updates, schedule.updates, epoch_losses[-1]))
@@ -136,12 +142,43 @@ def pretrain(
     )
 
 
+# ---------------------------------------------------------------- checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A training run that can be resumed: tensors by name, and a JSON object with the rest."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        draft = path.with_name(f".{path.name}.draft")
+        tensors = {name: t.contiguous() for name, t in self.tensors.items()}
+        draft.write_bytes(to_safetensors(tensors, {CHECKPOINT: json.dumps(self.about)}))
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read what :meth:`save` wrote. Raises ValueError where that is not what is there."""
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()[CHECKPOINT])
+                return cls({name: file.get_tensor(name) for name in file.keys()}, about)  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as exc:
+            raise ValueError(f"{path}: not a checkpoint of a training run: {exc!r}") from exc
+
+
 # ---------------------------------------------------------------- lessons
 
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """A corpus as a predictor sees it: ``inputs`` (T, B, 12); ``x``, ``mean``, ``sigma`` (T, B)."""
+    """A corpus as a predictor sees it: ``inputs`` (T, B, 12); ``x``, ``mean``, ``sigma`` (T, B).
+
+    For a predictor that sees F features at once, ``inputs`` is (T, B, 12 F) and the others are (T, B, F).
+    """
 
     inputs: Tensor
     x: Tensor
@@ -177,7 +214,7 @@ def prepare(made: Corpus) -> Lessons:
 
 
 def chunks(lessons: Lessons, length: int, first_target: int = FIRST_TARGET) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Inputs ``(t, B, 12)``, targets ``(t, B, K)`` and where they exist ``(t, B, K)``, chunk after chunk.
+    """Inputs ``(t, B, I)``, targets ``(t, B, K)`` and where they exist ``(t, B, K)``, chunk after chunk.
 
     The target of horizon k is asinh((x_{t+k} - m_t) / sigma_t); there is none where x is missing or past the end, nor
     for the first ``first_target`` observations, where lessons begin with a fresh normaliser.
@@ -186,10 +223,10 @@ def chunks(lessons: Lessons, length: int, first_target: int = FIRST_TARGET) -> I
     for start in range(0, total, length):
         stop = min(start + length, total)
         mean, sigma = lessons.mean[start:stop], lessons.sigma[start:stop]
-        ahead = lessons.x.new_full((stop - start, lessons.x.shape[1], len(HORIZONS)), torch.nan)
+        ahead = lessons.x.new_full((stop - start, *lessons.x.shape[1:], len(HORIZONS)), torch.nan)
         for column, k in enumerate(HORIZONS):
             later = lessons.x[start + k : stop + k]
-            ahead[: later.shape[0], :, column] = later
+            ahead[: later.shape[0], ..., column] = later
         targets = torch.asinh((ahead - mean[..., None]) / sigma[..., None])
         exists = torch.isfinite(targets)
         if start < first_target:
@@ -200,9 +237,7 @@ def chunks(lessons: Lessons, length: int, first_target: int = FIRST_TARGET) -> I
 # ---------------------------------------------------------------- learning
 
 
-def fit(
-    network: Predictor, lessons: Lessons, schedule: Schedule, seed: int, listener: Listener = _nobody
-) -> list[float]:
+def fit(network: Network, lessons: Lessons, schedule: Schedule, seed: int, listener: Listener = _nobody) -> list[float]:
     """Learn in place by truncated backpropagation; the mean loss of each epoch, in nats per target."""
     draws = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=schedule.first_rate)
@@ -231,7 +266,7 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(network: Predictor, lessons: Lessons, chunk: int = 256) -> float:
+def evaluate(network: Network, lessons: Lessons, chunk: int = 256) -> float:
     """Mean loss of a network on lessons, in nats per target: lower is better."""
     state, losses = None, []
     for inputs, targets, exists in chunks(lessons, chunk):
@@ -241,14 +276,20 @@ def evaluate(network: Predictor, lessons: Lessons, chunk: int = 256) -> float:
 
 
 def _loss(
-    network: Predictor, inputs: Tensor, targets: Tensor, exists: Tensor, state: Tensor | None
+    network: Network, inputs: Tensor, targets: Tensor, exists: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Weighted mean over horizons of -log p(target), and the state after the chunk."""
+    """The loss of a chunk, and the state after it."""
     hidden, state = network(inputs, state)
-    log_prob = network.mixtures(hidden, inputs).log_prob(targets) * exists
-    per_horizon = -log_prob.sum((0, 1)) / exists.sum((0, 1)).clamp_min(1)
+    return loss_of(network.mixtures(hidden, inputs), targets, exists), state
+
+
+def loss_of(mixtures: Mixture, targets: Tensor, exists: Tensor) -> Tensor:
+    """Weighted mean over horizons of -log p(target), nats; targets ``(T, B, K)`` or ``(T, B, F, K)``."""
+    log_prob = mixtures.log_prob(targets) * exists
+    over = tuple(range(log_prob.dim() - 1))
+    per_horizon = -log_prob.sum(over) / exists.sum(over).clamp_min(1)
     weights = per_horizon.new_tensor(HORIZON_WEIGHTS)
-    return (per_horizon * weights).sum() / weights.sum(), state
+    return (per_horizon * weights).sum() / weights.sum()
 
 
 def _flipped(lessons: Lessons, draws: torch.Generator) -> Lessons:
@@ -266,7 +307,7 @@ def _rate(schedule: Schedule, done: int) -> float:
 
 
 @torch.no_grad()
-def features_of(network: Predictor, lessons: Lessons, batch: int) -> Tensor:
+def features_of(network: Network, lessons: Lessons, batch: int) -> Tensor:
     """``(n, H + 12)`` features [h, input] of every 16th observation of the corpus."""
     kept = []
     for first in range(0, lessons.x.shape[1], batch):

@@ -68,6 +68,12 @@ COMMANDS = {
         "tidewatch monitor --settings tidewatch.toml",
         log_level="info",
     ),
+    "learner": Command(
+        "learn the shared weights while it runs, and promote what predicts better",
+        "tidewatch learner --settings tidewatch.toml",
+        log_level="info",
+    ),
+    "models": Command("list, compare, promote and roll back model versions", "tidewatch models list"),
     "alerts": Command("list, show or follow alerts in the terminal", "tidewatch alerts list --since 1d"),
     "notify": Command(
         "tell people about alerts, by a webhook or by Alertmanager",
@@ -78,6 +84,7 @@ COMMANDS = {
     "record": Command("write a live topic, or a range of it, to a recording", "tidewatch record --help"),
     "explain": Command("show why there was an alert, or why there was none", "tidewatch explain --help"),
     "streams": Command("list, show, reset or forget streams while workers run", "tidewatch streams list"),
+    "train": Command("fit a predictor on recordings, with a report", "tidewatch train pump.csv --out weights/pump"),
     "evaluate": Command(
         "measure detection on labelled recordings, beside controls", "tidewatch evaluate ../shared/data --quick"
     ),

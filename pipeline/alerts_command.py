@@ -242,7 +242,9 @@ def _show(events: list[Alert], args: argparse.Namespace, settings: Settings, clu
         console.print(f"\n{escape(strongest)}", *draw(times_ms, values[:, feature], expected), sep="\n", markup=False)
     if first.signal != SIGNAL:  # there is nothing to explain about a record that did not come
         when = iso_time(first.onset_ms).removesuffix("Z")
-        console.print(f"\nmore: tidewatch explain {escape(first.stream_id)} --at {when} --kafka {first.partition.topic}")
+        console.print(
+            f"\nmore: tidewatch explain {escape(first.stream_id)} --at {when} --kafka {first.partition.topic}"
+        )
     return EXIT_OK
 
 

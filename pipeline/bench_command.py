@@ -4,7 +4,7 @@ Windows of 1 (t1) and of 16 observations (t16) with 8 features, packed, of 10000
 figures are observations/s, an observation being one value of one feature:
 
   engine   the engine alone: rows, predictor, scores, on decoded batches of the worker's size
-  model    torch's own recurrent module on the same batches with the same threads, the better of two call sizes
+  model    torch's own recurrent module on the same batches, in the same tiles, with the same threads
   path     from a full topic to committed scores, offsets and saved rows, by the production worker
   read     the Kafka client reading and the codec decoding the same messages, and nothing else
   naive    one message at a time on one thread: poll, unpack, GET of 8 hidden states, torch GRU and head, SET; without
@@ -46,7 +46,6 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from models.pretrained import builtin
 from pipeline.bench.engine import NaiveNetwork, compute_rates
 from pipeline.bench.kafka import fill, offering, plain_messages, remove, timestamps_ms
 from pipeline.bench.naive import naive_rate
@@ -60,7 +59,15 @@ from pipeline.registry import Registry
 from pipeline.servers import EmbeddedKafka, EmbeddedRedis, create_topics
 from pipeline.settings import Profile, Settings
 from pipeline.state.redis import RedisStateStore
-from pipeline.wiring import apply_threads, build_engine, build_messages, build_source, build_worker, settle_memory
+from pipeline.wiring import (
+    apply_threads,
+    build_engine,
+    build_messages,
+    build_source,
+    build_worker,
+    fold_threads,
+    settle_memory,
+)
 
 EXAMPLES = """\
 examples:
@@ -69,6 +76,7 @@ examples:
 """
 
 LENGTHS = (1, 16)
+_OPEN_REDIS = dict.fromkeys(("username", "password", "ca_file", "cert_file", "key_file"))
 PARTITIONS = 4
 NAIVE_WARM_UP = 200
 
@@ -116,12 +124,12 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("kafka").setLevel(logging.ERROR)
     load_before = os.getloadavg()[0]
     settings = Settings.load(args.settings)
-    apply_threads(settings)
+    apply_threads()
     figures = measure(settings, effort, console)
     for length, found in figures.items():
         console.print(table(f"windows of {length} x {FEATURES}", found))
     if args.json is not None:
-        machine = Machine(_processor(), os.cpu_count() or 1, torch.get_num_threads(), round(load_before, 2))
+        machine = Machine(_processor(), os.cpu_count() or 1, fold_threads(settings), round(load_before, 2))
         content = {f"t{length}": found.as_json() for length, found in figures.items()}
         content |= {"machine": machine.as_json(), "versions": versions()}
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +166,7 @@ def _servers(settings: Settings, folder: Path, progress: Progress) -> Iterator[S
         yield settings.model_copy(
             update={
                 "kafka": settings.kafka.model_copy(update={"bootstrap_servers": (kafka.address,)}),
-                "redis": settings.redis.model_copy(update={"url": SecretStr(redis.address)}),
+                "redis": settings.redis.model_copy(update={**_OPEN_REDIS, "url": SecretStr(redis.address)}),
             }
         )
 
@@ -232,7 +240,14 @@ class _Length:
         length = self._traffic.length
         per_batch = min(settings.kafka.max_poll_records, settings.engine.max_batch_observations // length)
         with self._says(f"{kind}: engine and recurrent network alone"):
-            rates = compute_rates(engine, version, builtin(predictor), self._traffic, per_batch, self._effort.compute_s)
+            rates = compute_rates(
+                engine,
+                version,
+                self._traffic,
+                per_batch,
+                self._effort.compute_s,
+                fold_threads(settings),
+            )
         figures.engine, figures.model = rates.engine, rates.model
 
     def _read(self, first: Ends, ends: Ends) -> None:
@@ -248,19 +263,13 @@ class _Length:
 
     def _naive(self, first: Ends, ends: Ends) -> None:
         count = sum(ends.values()) - sum(first.values())
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with (
-                self._says("the naive loop"),
-                closing(RedisHiddenStates(self._redis_url, f"{self._name}:")) as states,
-                closing(plain_messages(self._bootstrap, first)) as messages,
-            ):
-                step, warm_up = NaiveNetwork(builtin("gru")).step, min(NAIVE_WARM_UP, count // 2)
-                bounded = islice(messages, count)
-                self._found.naive = naive_rate(bounded, states, step, warm_up, self._effort.naive_s)
-        finally:
-            torch.set_num_threads(threads)
+        step, warm_up = NaiveNetwork().step, min(NAIVE_WARM_UP, count // 2)
+        with (
+            self._says("the naive loop"),
+            closing(RedisHiddenStates(self._redis_url, f"{self._name}:")) as states,
+            closing(plain_messages(self._bootstrap, first)) as messages,
+        ):
+            self._found.naive = naive_rate(islice(messages, count), states, step, warm_up, self._effort.naive_s)
 
     def _path(self, kind: str, first: Ends, ends: Ends, figures: RowFigures) -> None:
         """The worker starts every stream, then meets a full topic, then a steady flow."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from models.config import HiddenOnSwap
-from models.step import Scorer
+from models.step import Scorer, StepScores
 from pipeline.alerts import ENDED, AlertPlace, build_alert
 from pipeline.errors import StateLost, VersionError
 from pipeline.observations import Detail, Observations, join, lay_out, turns
@@ -46,8 +47,8 @@ CALL_LENGTHS = (64, 16, 4, 1)
 WARM_UP_OBSERVATIONS = 100
 """Valid observations until a stream's first verdict, and until a rebuilt one is no longer partial (recipe.md)."""
 
-MAX_CALL_ROWS = 8192
-"""Feature rows per call: beyond it a call leaves the cache (hot-path.md section 2)."""
+MAX_CALL_ROWS, MIN_CALL_ROWS = 8192, 2048
+"""Feature rows per call: beyond the one a call leaves the cache, below the other most of it is overhead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class Engine:
         What becomes of hidden state on a version change: ``carry`` or ``reset``.
     detail
         Keep the evidence of every observation, not of alerts only (for ``explain``).
+    threads
+        Tiles of a batch that are folded at the same time; torch's own threads come on top.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Engine:
         device: str = "cpu",
         hidden: HiddenOnSwap = "carry",
         detail: bool = False,
+        threads: int = 1,
     ) -> None:
         self.name = name
         self.profile = profile
@@ -109,6 +113,8 @@ class Engine:
         self._scorers: dict[str, Scorer] = {}
         self._tables: dict[str, ResidentRows] = {}
         self._version_of: dict[Partition, str] = {}
+        self._threads = threads
+        self._tilers = ThreadPoolExecutor(threads, f"fold-{name}") if threads > 1 else None
 
     def has_version(self, version: str | None) -> bool:
         """Whether a version can be loaded (a history may name one that is gone)."""
@@ -269,27 +275,41 @@ class Engine:
                     left[due] -= length
 
     def _call(self, rows: ResidentRows, batch: Observations, slots: Int64, first: Int64, length: int) -> None:
-        """Fold ``length`` observations of each of these streams, in tiles that stay in cache."""
-        per_call = max(SCRATCH, MAX_CALL_ROWS // rows.layout.features)
-        for start in range(0, len(slots), per_call):
-            tile, at = slots[start : start + per_call], first[start : start + per_call]
-            where = at[None, :] + np.arange(length)[:, None]  # (S, N)
-            padding = -len(tile) % SCRATCH
-            padded = np.concatenate([tile, np.arange(padding)]) if padding else tile
-            cells = np.concatenate([where, np.repeat(where[:, :1], padding, axis=1)], axis=1) if padding else where
-            last_ms = rows.header["last_event_ms"][padded]
-            if padding:  # scratch rows repeat the first stream's observations from whatever they hold
-                last_ms[-padding:] = -1
-            scores = rows.scorer.score(
-                rows.rows,
-                torch.from_numpy(padded).to(rows.device),
-                torch.from_numpy(batch.values[cells]).to(rows.device),
-                torch.from_numpy(batch.times_ms[cells]).to(rows.device),
-                torch.from_numpy(last_ms).to(rows.device),
-                detail=self.detail,
-            )
+        """Fold ``length`` observations of each of these streams, in tiles that stay in cache.
+
+        Tiles touch different rows, so threads may share them out: no result depends on it.
+        """
+        per_tile = tile_streams(len(slots), rows.layout.features, self._threads)
+        tiles = [slice(start, start + per_tile) for start in range(0, len(slots), per_tile)]
+
+        def fold(tile: slice) -> tuple[Int64, StepScores]:
+            return self._fold_tile(rows, batch, slots[tile], first[tile], length)
+
+        found = map(fold, tiles) if self._tilers is None or len(tiles) < 2 else self._tilers.map(fold, tiles)
+        for tile, (where, scores) in zip(tiles, found, strict=True):
             batch.keep(where, scores)
-            rows.header["last_event_ms"][tile] = batch.times_ms[where[-1]]
+            rows.header["last_event_ms"][slots[tile]] = batch.times_ms[where[-1]]
+
+    def _fold_tile(
+        self, rows: ResidentRows, batch: Observations, slots: Int64, first: Int64, length: int
+    ) -> tuple[Int64, StepScores]:
+        """Scores of one tile, and where its cells (S, N) lie in the batch."""
+        where = first[None, :] + np.arange(length)[:, None]
+        padding = -len(slots) % SCRATCH
+        padded = np.concatenate([slots, np.arange(padding)]) if padding else slots
+        cells = np.concatenate([where, np.repeat(where[:, :1], padding, axis=1)], axis=1) if padding else where
+        last_ms = rows.header["last_event_ms"][padded]
+        if padding:  # scratch rows repeat the first stream's observations from whatever they hold
+            last_ms[-padding:] = -1
+        scores = rows.scorer.score(
+            rows.rows,
+            torch.from_numpy(padded).to(rows.device),
+            torch.from_numpy(batch.values[cells]).to(rows.device),
+            torch.from_numpy(batch.times_ms[cells]).to(rows.device),
+            torch.from_numpy(last_ms).to(rows.device),
+            detail=self.detail,
+        )
+        return where, scores
 
     def _note_positions(
         self, rows: ResidentRows, windows: Windows, slots: Int64, taken: Bool, batch: Observations, now_s: float
@@ -403,3 +423,12 @@ class Engine:
             if event == RESOLVED:
                 header["onset_offset"] = header["onset_index"] = header["onset_ms"] = -1
         return sorted(alerts, key=lambda alert: (alert.partition, alert.offset, alert.index))
+
+
+def tile_streams(streams: int, features: int, threads: int) -> int:
+    """Streams in a tile: a multiple of 16, with tiles neither too large nor too small, and enough for all threads."""
+    rows = streams * features
+    fewest = math.ceil(rows / MAX_CALL_ROWS)
+    even = threads * math.ceil(fewest / threads)
+    tiles = max(fewest, min(even, rows // MIN_CALL_ROWS))
+    return max(1, math.ceil(streams / tiles / SCRATCH)) * SCRATCH

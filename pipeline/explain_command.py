@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError("--before and --after count observations: 0 or more")
     asked_ms = parse_time(args.at)
     settings = Settings.load(args.settings)
-    apply_threads(settings)
+    apply_threads()
     whole, labels = _explain(args, settings, console)
     at = whole.nearest(asked_ms)
     begin = max(at - args.before, 0)

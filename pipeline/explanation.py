@@ -211,7 +211,8 @@ def _cause(e: Explanation, at: int) -> str:
     name = e.signals[int(e.signal[at])]
     side = {-1: ", below what was expected", 1: ", above what was expected", 0: ""}[int(e.direction[at])]
     feature = e.features[e.strongest_feature(at)]
-    about = f" in {feature}" if len(e.features) > 1 else ""
+    is_entity = int(e.feature[at]) < 0
+    about = "" if len(e.features) == 1 else f", most of all {feature}" if is_entity else f" in {feature}"
     return f"{SIGNAL_WORDS.get(name, 'nothing in particular')} ({name}){about}{side}{_gate(e, at, name)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,6 +12,8 @@ from kafka.net.compat import KafkaNetClient
 from pipeline.errors import BrokerAway, ConfigurationError, OffsetsGone, TidewatchError, WorkerFenced
 
 Client = TypeVar("Client")
+
+PROBE_S = 1.0
 
 # Nothing that waiting could mend: settings, permissions, missing codecs, limits of the cluster.
 MISCONFIGURED = (
@@ -85,7 +88,30 @@ def connect(client: Callable[..., Client], *args: str, **options: Any) -> tuple[
     except Exception as exc:
         for half_built in networks:
             half_built.close()
-        raise mapped(exc, f"connecting to {options['bootstrap_servers']}") from exc
+        error = mapped(exc, f"connecting to {options['bootstrap_servers']}")
+        if isinstance(error, BrokerAway):
+            error = BrokerAway(f"{error}{_hint(options)}")
+        raise error from exc
+
+
+def _hint(options: Mapping[str, Any]) -> str:
+    """What to look at where somebody listens and no conversation comes about.
+
+    A broker ends the connection of whom it does not know, and the client reports that as it reports any other loss.
+    """
+    servers = options["bootstrap_servers"]
+    for server in servers.split(",") if isinstance(servers, str) else servers:
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), PROBE_S).close()
+        except (OSError, ValueError):
+            continue
+        protocol = options.get("security_protocol", "PLAINTEXT")
+        return (
+            f"; {server} does accept connections: is kafka.security right (protocol {protocol}, certificates, user and "
+            "password)?"
+        )
+    return ""
 
 
 def mapped(exc: Exception, doing: str) -> TidewatchError:

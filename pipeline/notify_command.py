@@ -36,7 +36,9 @@ RETRY_S = 2.0
 
 EXAMPLES = """\
 examples:
-  TIDEWATCH_NOTIFY__URL=https://hooks.example/x tidewatch notify --settings tidewatch.toml
+  export TIDEWATCH_NOTIFY__URL=https://hooks.example/x
+  tidewatch notify --settings tidewatch.toml
+
   TIDEWATCH_NOTIFY__KIND=alertmanager TIDEWATCH_NOTIFY__URL=http://alertmanager:9093 tidewatch notify
 """
 

@@ -64,6 +64,7 @@ class Offline:
         max_streams: int = 100_000,
         device: str = "cpu",
         detail: bool = False,
+        threads: int = 1,
     ) -> None:
         if weights is None:
             weights = base_weights(profile.builtin() or profile.predictor)
@@ -73,7 +74,9 @@ class Offline:
         except ValueError as exc:
             raise ConfigurationError(f"profile {name}: {exc}") from exc
         self.version = version_name(scorer.weights, profile.fold())
-        self._engine = Engine(name, profile, lambda version: scorer, max_streams, device, detail=detail)
+        self._engine = Engine(
+            name, profile, lambda version: scorer, max_streams, device, detail=detail, threads=threads
+        )
 
     def score(self, parts: Mapping[Partition, Windows]) -> Absorbed:
         """Fold one batch: some windows of each of these partitions, following on what came before.

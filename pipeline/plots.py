@@ -173,7 +173,7 @@ def _draw_alerts(axis: Any, e: Explanation) -> None:
             "step": "post",
             "transform": axis.get_xaxis_transform(),
         }
-        axis.fill_between(dates, color=ALARM, linewidth=0, label="alert open", **along_the_top)
+        axis.fill_between(dates, color=ALARM, linewidth=0, zorder=3, label="alert open", **along_the_top)
 
 
 def _open_alerts(e: Explanation) -> Bool:

@@ -45,11 +45,11 @@ class Decision:
         ``published``, ``candidate``, ``promoted``, ``rejected``, ``rolled back``, ``confirmed``, ``held``, ``pinned``,
         ``unpinned``, ``imported``, ``retrain``, ``drift``, ``abandoned``, ``removed``.
     version
-        The version it is about.
+        The version it is about: the one served from now on, the one given up by a rollback.
     by
         ``learner`` or ``operator``.
     parent
-        The version it was compared with or made from.
+        The version it was compared with or made from; served before a promotion, and again after a rollback.
     reason
         In words.
     figures

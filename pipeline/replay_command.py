@@ -73,7 +73,7 @@ from pipeline.state.memory import MemoryStateStore
 from pipeline.topics.base import parse_time
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import iso_time
-from pipeline.wiring import apply_threads, build_cluster, build_worker, choose_device
+from pipeline.wiring import apply_threads, build_cluster, build_worker, choose_device, fold_threads
 from pipeline.worker import Worker
 
 SHOWN_ALERTS = 5
@@ -232,7 +232,7 @@ def _served_weights(settings: Settings, profiles: dict[str, Profile]) -> dict[st
 
 
 def _through_engine(args: argparse.Namespace, settings: Settings, plan: _Plan, outputs: Outputs) -> None:
-    apply_threads(settings)
+    apply_threads()
     device = choose_device(settings.engine.device)
     length = args.window or WINDOW_LENGTH
     offlines = {
@@ -242,6 +242,7 @@ def _through_engine(args: argparse.Namespace, settings: Settings, plan: _Plan, o
             plan.weights.get(name),
             max_streams=max(settings.engine.max_resident_streams, sum(len(g.streams) for g in plan.series)),
             device=device,
+            threads=fold_threads(settings),
         )
         for name, profile in plan.profiles.items()
     }

@@ -304,7 +304,7 @@ class Engine(_Section):
     Attributes
     ----------
     threads
-        CPU threads of torch; 0 takes every core but one, which the servers' clients need.
+        CPU threads that share out a batch; 0 takes one for each core. They change no result.
     max_resident_streams
         Rows kept on the device; those not used lately are evicted to Redis.
     max_batch_observations

@@ -47,7 +47,7 @@ def build_worker(settings: Settings, listener: Callable[[StepStats], None], stor
     BrokerAway, StoreAway
         A server does not answer.
     """
-    apply_threads(settings)
+    apply_threads()
     device = choose_device(settings.engine.device)
     registry = Registry(settings.registry.folder)
     for name, profile in settings.profiles.items():
@@ -117,7 +117,8 @@ def build_engine(settings: Settings, registry: Registry, name: str, device: str,
         return registry.scorer(name, version, device)
 
     limits = settings.engine
-    return Engine(name, profile, load, limits.max_resident_streams, device, limits.hidden_on_swap, detail)
+    threads = fold_threads(settings) if device == "cpu" else 1
+    return Engine(name, profile, load, limits.max_resident_streams, device, limits.hidden_on_swap, detail, threads)
 
 
 def build_messages(settings: Settings) -> Messages:
@@ -201,12 +202,16 @@ def settle_memory() -> None:
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
-def apply_threads(settings: Settings) -> None:
-    """Torch's thread count: the settings', else every core but one.
+def apply_threads() -> None:
+    """Leave threads to the engine, whose tiles wait for each other once a batch.
 
-    Torch's threads wait for each other by spinning. Where Kafka's and the saver's threads, or other processes, take
-    one of their cores for a moment, all of them stand still: on two busy cores two threads were ten times slower than
-    one.
+    Torch's own wait within every operation, and do so by spinning: where Kafka's and the saver's threads, or other
+    processes, take one of their cores for a moment, all of them stand still. On two busy cores two of torch's threads
+    were ten times slower than one.
     """
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(settings.engine.threads or max(1, cores - 1))
+    torch.set_num_threads(1)
+
+
+def fold_threads(settings: Settings) -> int:
+    """Threads that share out the tiles of a batch."""
+    return settings.engine.threads or os.cpu_count() or 1

@@ -1,12 +1,14 @@
 """Causal convolutions: a TDNN, and a convolutional front end before a GRU.
 
-A convolution's state is its last inputs, oldest first; zeros are a past of zeros. Shapes: B batch, T time, C channels in,
-H channels out, K kernel, D dilation, M = (K - 1) D remembered observations.
+A convolution's state is its last inputs, oldest first; zeros are a past of zeros.
+
+Shapes: B batch, T time, C channels in, H channels out, K kernel, D dilation, M = (K - 1) D remembered observations.
 
 References
 ----------
-TDNN: Waibel et al., "Phoneme recognition using time-delay neural networks" (1989). Dilation doubling with depth: van den
-Oord et al., "WaveNet" (2016), section 2.1; the queues of its step: Le Paine et al., "Fast WaveNet generation" (2016).
+TDNN: Waibel et al., "Phoneme recognition using time-delay neural networks" (1989). Dilation doubling with depth: van
+den Oord et al., "WaveNet" (2016), section 2.1; the queues of its step: Le Paine et al., "Fast WaveNet generation"
+(2016).
 """
 
 from __future__ import annotations

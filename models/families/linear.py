@@ -97,7 +97,7 @@ class LastValueNetwork(Network):
     """Every forecast is the last value, for any horizon; no parameters, and no stream adapts it.
 
     Its distribution is a logistic about the last value with the running mean of abs(dx) as mean distance: that of a
-    logistic of scale s is 2 s ln 2, and a distance in raw units is one in asinh units divided by sqrt(1 + z^2). State and
+    logistic of scale s is 2 s ln 2, and one in asinh units is one in raw units divided by sqrt(1 + z^2). State and
     hidden are the last values u, which the inputs hold as well.
     """
 

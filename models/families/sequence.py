@@ -1,7 +1,8 @@
 """Sequence to sequence: an encoder whose state is carried, and a decoder that forecasts horizon after horizon.
 
-The decoder starts from the encoder's last layer and takes one step for each of the horizons 1, 2, 4, 8, 16, 32; it is fed
-its own last forecast. It is run anew at every observation and leaves no state, so a stream carries the encoder's only.
+The decoder starts from the encoder's last layer and takes one step for each of the horizons 1, 2, 4, 8, 16, 32; it is
+fed its own last forecast. It is run anew at every observation and leaves no state, so a stream carries the encoder's
+only.
 
 References
 ----------

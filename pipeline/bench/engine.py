@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import torch
+from torch import nn
 
 from models.features import INPUTS
-from models.pretrained import Weights
 from pipeline.bench.traffic import FEATURES, Traffic
-from pipeline.engine import MAX_CALL_ROWS, Engine, Share
+from pipeline.engine import Engine, Share, tile_streams
 from pipeline.records import Float32, Partition, Windows
 from pipeline.resident import ResidentRows
 
 PARTITION = Partition("bench", 0)
 MIN_BATCHES = 3
+HIDDEN = 64
+HEAD_OUTPUTS = 6 * 3 * 3
+"""Six horizons, three numbers of three logistics each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,53 +35,62 @@ class ComputeRates:
 
 
 class RecurrentNetwork:
-    """torch's own module with trained weights, on random inputs, with one hidden state for each feature row.
+    """torch's own module on random inputs, with one hidden state for each feature row.
 
     Parameters
     ----------
-    weights
-        What to run.
-    rows, steps
-        Most feature rows and observations of one batch.
+    hidden
+        Width of the hidden state.
+    streams, steps
+        Most streams and observations of one batch.
+    threads
+        Threads that share out the tiles of a batch, which are cut as the engine's.
     """
 
-    def __init__(self, weights: Weights, rows: int, steps: int) -> None:
-        self._rnn = weights.build().rnn
-        self._inputs = torch.randn(steps, rows, INPUTS)
-        self._hidden = torch.randn(weights.predictor.layers, rows, weights.predictor.hidden)
+    def __init__(self, hidden: int, streams: int, steps: int, threads: int) -> None:
+        self._rnn = nn.GRU(INPUTS, hidden)
+        self._inputs = torch.randn(steps, streams * FEATURES, INPUTS)
+        self._hidden = torch.randn(1, streams * FEATURES, hidden)
+        self._threads = threads
+        self._tilers = ThreadPoolExecutor(threads)
+
+    def run(self, streams: int) -> None:
+        """Step all observations of the first ``streams`` streams."""
+        size = tile_streams(streams, FEATURES, self._threads) * FEATURES
+        rows = streams * FEATURES
+        tiles = [slice(begin, min(rows, begin + size)) for begin in range(0, rows, size)]
+        deque(self._tilers.map(self._step, tiles), maxlen=0)
 
     @torch.inference_mode()
-    def run(self, rows: int, rows_per_call: int) -> None:
-        """Step all observations of ``rows`` rows, ``rows_per_call`` rows at a time."""
-        for begin in range(0, rows, rows_per_call):
-            part = slice(begin, min(rows, begin + rows_per_call))
-            self._rnn(self._inputs[:, part].contiguous(), self._hidden[:, part].contiguous())
+    def _step(self, rows: slice) -> None:
+        self._rnn(self._inputs[:, rows].contiguous(), self._hidden[:, rows].contiguous())
+
+    def close(self) -> None:
+        """End its threads."""
+        self._tilers.shutdown()
 
 
 def compute_rates(
-    engine: Engine, version: str, weights: Weights, traffic: Traffic, per_batch: int, seconds: float
+    engine: Engine, version: str, traffic: Traffic, per_batch: int, seconds: float, threads: int = 1
 ) -> ComputeRates:
     """Engine and network by turns, batch after batch, so that both meet the same neighbours on the machine.
 
-    Every stream begins before the clock does. The rates are those of the median batch. The network gets the better of
-    two forms: a whole batch in one call, and calls of the engine's own size.
+    Every stream begins before the clock does. The rates are those of the median batch.
     """
     rows = _with_every_stream(engine, version, traffic)
-    network = RecurrentNetwork(weights, min(per_batch, traffic.streams) * FEATURES, traffic.length)
     batches = traffic.windows(per_batch)
     for _ in range(-(-traffic.streams // per_batch)):
         _engine_s(engine, rows, next(batches))
     by_engine: list[float] = []
-    whole: list[float] = []
-    tiled: list[float] = []
-    until = time.monotonic() + seconds
-    while time.monotonic() < until or len(by_engine) < MIN_BATCHES:
-        windows = next(batches)
-        observations, feature_rows = windows.values.size, len(windows) * FEATURES
-        by_engine.append(observations / _engine_s(engine, rows, windows))
-        whole.append(observations / _network_s(network, feature_rows, feature_rows))
-        tiled.append(observations / _network_s(network, feature_rows, MAX_CALL_ROWS))
-    return ComputeRates(median(by_engine), max(median(whole), median(tiled)))
+    by_network: list[float] = []
+    hidden = rows.scorer.weights.predictor.hidden
+    with closing(RecurrentNetwork(hidden, min(per_batch, traffic.streams), traffic.length, threads)) as network:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until or len(by_engine) < MIN_BATCHES:
+            windows = next(batches)
+            by_engine.append(windows.values.size / _engine_s(engine, rows, windows))
+            by_network.append(windows.values.size / _network_s(network, len(windows)))
+    return ComputeRates(median(by_engine), median(by_network))
 
 
 def _with_every_stream(engine: Engine, version: str, traffic: Traffic) -> ResidentRows:
@@ -94,28 +109,28 @@ def _engine_s(engine: Engine, rows: ResidentRows, windows: Windows) -> float:
     return time.perf_counter() - began
 
 
-def _network_s(network: RecurrentNetwork, rows: int, rows_per_call: int) -> float:
+def _network_s(network: RecurrentNetwork, streams: int) -> float:
     began = time.perf_counter()
-    network.run(rows, rows_per_call)
+    network.run(streams)
     return time.perf_counter() - began
 
 
 class NaiveNetwork:
-    """The naive loop's step: torch's module and the head for one message, the hidden states in and out as bytes.
+    """The naive loop's step: torch's GRU and a linear head for one message, hidden states in and out as bytes.
 
-    The network's other eleven inputs are zeros, since nothing computes them.
+    Of the network's twelve inputs eleven are zeros, since nothing computes them.
     """
 
-    def __init__(self, weights: Weights) -> None:
-        self._network = weights.build()
-        self._fresh = bytes(4 * FEATURES * self._network.state_width)
+    def __init__(self, hidden: int = HIDDEN) -> None:
+        self._rnn, self._head = nn.GRU(INPUTS, hidden), nn.Linear(hidden + INPUTS, HEAD_OUTPUTS)
+        self._fresh = bytes(4 * FEATURES * hidden)
 
     @torch.inference_mode()
     def step(self, hidden: bytes | None, values: Float32) -> bytes:
         """Next hidden states after ``values`` ``(T, F)``; ``None`` where the stream is new."""
-        before = np.frombuffer(bytearray(hidden or self._fresh), np.float32).reshape(FEATURES, -1)
+        before = np.frombuffer(bytearray(hidden or self._fresh), np.float32).reshape(1, FEATURES, -1)
         inputs = torch.zeros(*values.shape, INPUTS)
         inputs[:, :, 0] = torch.from_numpy(values)
-        outputs, after = self._network(inputs, torch.from_numpy(before))
-        self._network.mixtures(outputs, inputs)
+        outputs, after = self._rnn(inputs, torch.from_numpy(before))
+        self._head(torch.cat((outputs, inputs), -1))
         return bytes(after.numpy().tobytes())

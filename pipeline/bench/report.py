@@ -67,7 +67,7 @@ class Machine:
 
     processor: str
     cores: int
-    torch_threads: int
+    threads: int
     load_before: float
 
     def as_json(self) -> dict[str, Any]:

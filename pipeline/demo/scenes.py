@@ -18,7 +18,7 @@ from pipeline.settings import Profile
 from pipeline.sources.recording import RecordedStream
 from pipeline.wire import encode_json, encode_packed
 
-ALARM_BUDGET = "1 per 3 days"
+ALARM_BUDGET = "2 per week"
 HOUR_MS = 3_600_000
 PLANT_INTERVAL_S, NETWORK_INTERVAL_S = 300.0, 60.0
 SEED = 2

@@ -86,7 +86,7 @@ KINDS = ("ssl", "plain", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_client_gets_through(kind: str, kafka: SecureKafka, folder: Path, authority: Authority) -> None:
-    """Source, transactional sink, topics and feeder: one that forgets its options fails on the first secured cluster."""
+    """Source, transactional sink, topics, feeder: one that forgets its options fails on the first secured cluster."""
     settings = settings_for(kafka, kind, security(kind, folder, authority))
     cluster = build_cluster(settings)
     for name in planned(settings):
@@ -118,7 +118,7 @@ def test_a_wrong_secret_is_refused_and_not_shown(
         (tmp_path / "wrong").write_text("s3cret-but-wrong")
         wrong["password_file"] = str(tmp_path / "wrong")
     settings = settings_for(kafka, kind, wrong)
-    with caplog.at_level(logging.DEBUG), pytest.raises(TidewatchError) as refused:
+    with caplog.at_level(logging.DEBUG), pytest.raises(TidewatchError, match=r"is kafka\.security right") as refused:
         build_cluster(settings).topics()
     assert "s3cret" not in str(refused.value) + repr(settings) + caplog.text
     assert PASSWORD not in caplog.text

@@ -58,7 +58,7 @@ def test_progress_ends_at_its_total(tiny: Weights, reports: list[Progress]) -> N
 
 def test_pooled_tails_say_what_normal_series_do(tiny: Weights) -> None:
     """A new stream is judged by these numbers: they must be finite, and rates must be rates."""
-    assert 0 < tiny.pooled.level.level < 0.2
+    assert 1 < tiny.pooled.level.level < 20, "exceedances for each e-fold of memory"
     quantiles = (tiny.pooled.activity, tiny.pooled.entity, tiny.pooled.values, tiny.pooled.residuals)
     assert all(0.1 < tail.level < 100 for tail in quantiles)
     assert all(0.02 <= tail.beta < 3 for tail in (*quantiles, tiny.pooled.level))

@@ -64,14 +64,19 @@ def steady(features=1, seed=0, length=ROWS):
     return values, labels
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     return write_folder(
-        tmp_path,
+        tmp_path_factory.mktemp("recordings"),
         ucr__one=(*steady(seed=1), None),
         ucr__two=(*steady(seed=2, length=650), None),
         smd__machine=(*steady(features=6, seed=3), 60.0),
     )
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    return tracks_of(folder)
 
 
 def tracks_of(folder, contender=SERVED):
@@ -82,10 +87,9 @@ def tracks_of(folder, contender=SERVED):
     return {item.name: (item, tracks[item.name]) for item in series}
 
 
-def test_series_side_by_side_score_as_each_alone(folder):
+def test_series_side_by_side_score_as_each_alone(served):
     """One engine for all series is a matter of speed; and what is measured is what production computes."""
-    tracked = tracks_of(folder)
-    for item, track in tracked.values():
+    for item, track in served.values():
         [group] = groups_of([item], KNOBS)
         offline = Offline("alone", group.profile, builtin("gru"))
         stream = replace(item.stream, features=group.profile.features)
@@ -99,9 +103,9 @@ def test_series_of_one_kind_share_an_engine(folder):
     assert sorted(len(group.series) for group in groups) == [1, 2]
 
 
-def test_an_evident_fault_is_found_and_attributed(folder):
+def test_an_evident_fault_is_found_and_attributed(served):
     """End to end: the spike is the highest rank, raises an alert, and names its feature."""
-    item, track = tracked = tracks_of(folder)["smd/machine"]
+    item, track = tracked = served["smd/machine"]
     assert (track.verdict[SPIKE : SPIKE + 5] == ANOMALOUS).any()
     result = judge(*tracked, {})
     assert result.hit
@@ -111,9 +115,9 @@ def test_an_evident_fault_is_found_and_attributed(folder):
     assert item.stream.features[0] == "m1"
 
 
-def test_budget_of_production_replayed_gives_the_alerts_of_production(folder):
+def test_budget_of_production_replayed_gives_the_alerts_of_production(served):
     """Other budgets are decided by the same code on the same scores: at its own budget it must say the same."""
-    item, track = tracks_of(folder)["smd/machine"]
+    item, track = served["smd/machine"]
     opened, alarmed = replay_budgets([item], {item.name: track}, {"own": 1 / 7})[item.name]["own"]
     np.testing.assert_array_equal(opened, track.event == OPENED)
     np.testing.assert_array_equal(alarmed, track.verdict == ANOMALOUS)
@@ -162,16 +166,16 @@ def test_quick_run_takes_a_part_of_the_folder(folder):
     assert {entry.name for entry in read_entries(folder, is_quick=True)} == {"ucr/one", "ucr/two"}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(folder):
     """Where a task runs is a matter of speed."""
-    tasks = tasks_of(folder, read_entries(folder), [SERVED, CONTROLS[0]], KNOBS, has_pictures=False)
+    tasks = tasks_of(folder, read_entries(folder), [SERVED], KNOBS, has_pictures=False)
     alone = {done.task.number: done.results for done in run_tasks(tasks, 1)}
     shared = {done.task.number: done.results for done in run_tasks(tasks, 2)}
     assert alone.keys() == shared.keys()
     for number, results in alone.items():
-        assert [figures([result]) for result in results] == pytest.approx(
-            [figures([result]) for result in shared[number]], nan_ok=True
-        )
+        for result, other in zip(results, shared[number], strict=True):
+            assert figures([result]) == pytest.approx(figures([other]), nan_ok=True)
 
 
 def test_reports_hold_every_contender_and_series(folder):

@@ -1,0 +1,280 @@
+"""Offline fit of any family on recorded streams: optimisers, schedules, dropout, early stopping, resumable.
+
+An epoch passes over all segments in an order of its own; gradients flow over ``chunk`` observations and the state is
+carried on. All randomness comes from one generator whose state is part of a checkpoint, so that a run that was stopped
+and resumed ends in the very weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.config import PredictorConfig
+from models.course import Course, Part
+from models.families import build
+from models.predictor import Network
+from models.training import ODD_INPUTS, Checkpoint, Lessons, Listener, Progress, chunks, loss_of
+
+Optimiser = Literal["adam", "adamw", "sgd", "rmsprop"]
+RateSchedule = Literal["cosine", "constant", "halving"]
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to learn.
+
+    Attributes
+    ----------
+    optimiser
+        ``sgd`` has momentum 0.9.
+    rate, last_rate, schedule
+        ``cosine`` falls from the first rate to the last over all epochs; ``halving`` halves it every fifth epoch, not
+        below the last.
+    epochs, patience
+        At most so many passes; ends after ``patience`` of them without a better validation loss.
+    batch, chunk
+        Segments of a batch; observations over which gradients flow.
+    dropout
+        Share of the hidden numbers hidden from the read-out while learning.
+    l2
+        Weight of the squared weights in the loss (decoupled for AdamW).
+    gradient_norm
+        Longer gradients are shortened to this.
+    flips
+        Show half of the segments upside down: the sign of a series carries no meaning.
+    seed
+        Of first weights, order, flips and dropout.
+    """
+
+    optimiser: Optimiser = "adam"
+    rate: float = 3e-3
+    last_rate: float = 1e-4
+    schedule: RateSchedule = "cosine"
+    epochs: int = 20
+    patience: int = 5
+    batch: int = 32
+    chunk: int = 128
+    dropout: float = 0.0
+    l2: float = 0.0
+    gradient_norm: float = 1.0
+    flips: bool = True
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one pass came to; losses in nats per target."""
+
+    train_loss: float
+    validation_loss: float
+    rate: float
+
+
+def first_network(config: PredictorConfig, seed: int) -> Network:
+    """The network that a seed begins with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(config)
+
+
+@dataclass(slots=True)
+class Fit:
+    """A run that can be stopped after any epoch.
+
+    Parameters
+    ----------
+    network
+        Learns in place.
+    course
+        Its training part teaches, its validation part decides when to end; the test part is not touched.
+    recipe
+        How to learn.
+    """
+
+    network: Network
+    course: Course
+    recipe: Recipe
+    history: list[Epoch] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = 0
+    draws: torch.Generator = field(init=False)
+    optimiser: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.draws = torch.Generator().manual_seed(self.recipe.seed)
+        self.optimiser = _optimiser(self.network, self.recipe)
+
+    @property
+    def is_over(self) -> bool:
+        """All epochs done, or none better for ``patience`` of them."""
+        done = len(self.history)
+        return done >= self.recipe.epochs or done - self.best_epoch >= self.recipe.patience
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Steps of the optimiser in one pass."""
+        length, segments = self.course.train.lessons.x.shape[:2]
+        return math.ceil(segments / self.recipe.batch) * math.ceil(length / self.recipe.chunk)
+
+    def run(self, listener: Listener, after_epoch: Callable[[Checkpoint], None]) -> None:
+        """Learn to the end; the network then has the weights of the best epoch."""
+        while not self.is_over:
+            self.run_epoch(listener)
+            after_epoch(self.checkpoint())
+        self.network.load_state_dict(self.best)
+        self.network.eval().requires_grad_(False)
+
+    def run_epoch(self, listener: Listener) -> None:
+        """One pass, then a look at the validation part."""
+        rate = rate_of(self.recipe, len(self.history))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        train_loss = self._pass(listener)
+        validation_loss = part_loss(self.network, self.course.validation)
+        self.history.append(Epoch(train_loss, validation_loss, rate))
+        losses = [epoch.validation_loss for epoch in self.history]
+        if validation_loss <= min(losses):
+            self.best_epoch = len(self.history)
+            self.best = {name: t.detach().clone() for name, t in self.network.state_dict().items()}
+
+    def _pass(self, listener: Listener) -> float:
+        self.network.train()
+        lessons, recipe = self.course.train.lessons, self.recipe
+        order = torch.randperm(lessons.x.shape[1], generator=self.draws)
+        done, total = len(self.history) * self.updates_per_epoch, recipe.epochs * self.updates_per_epoch
+        losses: list[float] = []
+        for first in range(0, len(order), recipe.batch):
+            batch = lessons.of(order[first : first + recipe.batch])
+            if recipe.flips:
+                batch = flipped(batch, self.draws)
+            state: Tensor | None = None
+            for inputs, targets, exists in chunks(batch, recipe.chunk, 0):
+                hidden, state = self.network(inputs, state)
+                state = state.detach()
+                done += 1
+                if bool(exists.any()):
+                    losses.append(self._update(self._dropped(hidden), inputs, targets, exists))
+                mean = sum(losses[-50:]) / max(1, len(losses[-50:]))
+                listener(Progress(f"epoch {len(self.history) + 1}", done, total, mean))
+        return sum(losses) / max(1, len(losses))
+
+    def _update(self, hidden: Tensor, inputs: Tensor, targets: Tensor, exists: Tensor) -> float:
+        loss = loss_of(self.network.mixtures(hidden, inputs), targets, exists)
+        if not loss.requires_grad:  # a family without parameters has nothing to learn
+            return float(loss)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_norm, error_if_nonfinite=True)
+        self.optimiser.step()
+        return float(loss.detach())
+
+    def _dropped(self, hidden: Tensor) -> Tensor:
+        share = self.recipe.dropout
+        if share <= 0:
+            return hidden
+        kept = torch.rand(hidden.shape, generator=self.draws) >= share
+        return hidden * kept / (1.0 - share)
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the rest of the run depends on."""
+        tensors = {f"network.{name}": t.detach().clone() for name, t in self.network.state_dict().items()}
+        tensors |= {f"best.{name}": t for name, t in self.best.items()}
+        tensors["draws"] = self.draws.get_state()
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": t.clone() for name, t in state.items() if isinstance(t, Tensor)}
+        return Checkpoint(tensors, self._about() | {"history": [asdict(epoch) for epoch in self.history]})
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on where another run of the same predictor and recipe stood.
+
+        Raises
+        ------
+        ValueError
+            The checkpoint is of another predictor, recipe or training part.
+        """
+        own = self._about()
+        other = [key for key in ("predictor", "recipe", "data") if checkpoint.about.get(key) != own[key]]
+        if other:
+            raise ValueError(
+                f"the checkpoint is of another {' and '.join(other)}; give the same options, or begin anew"
+            )
+        self.network.load_state_dict(_under(checkpoint.tensors, "network"))
+        self.best = _under(checkpoint.tensors, "best")
+        self.best_epoch = int(checkpoint.about["best_epoch"])
+        self.history = [Epoch(**epoch) for epoch in checkpoint.about["history"]]
+        self.draws.set_state(checkpoint.tensors["draws"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _under(checkpoint.tensors, "optimiser").items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "predictor": asdict(self.network.config),
+            "recipe": asdict(self.recipe),
+            "data": hashlib.sha256(self.course.train.lessons.inputs.numpy().tobytes()).hexdigest()[:16],
+            "best_epoch": self.best_epoch,
+        }
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _optimiser(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser; a family without parameters gets one that has nothing to move."""
+    parameters = list(network.parameters()) or [nn.Parameter(torch.zeros(1))]
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.rate, weight_decay=recipe.l2)
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.l2)
+    if recipe.optimiser == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=recipe.rate, weight_decay=recipe.l2)
+    return torch.optim.SGD(parameters, lr=recipe.rate, momentum=0.9, weight_decay=recipe.l2)
+
+
+def rate_of(recipe: Recipe, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0."""
+    if recipe.schedule == "constant":
+        return recipe.rate
+    if recipe.schedule == "halving":
+        return max(recipe.last_rate, recipe.rate * 0.5 ** (epoch // 5))
+    share = 0.5 * (1 + math.cos(math.pi * epoch / max(1, recipe.epochs - 1)))
+    return recipe.last_rate + (recipe.rate - recipe.last_rate) * share
+
+
+def flipped(lessons: Lessons, draws: torch.Generator) -> Lessons:
+    """Half of the series, drawn anew each time, upside down."""
+    sign = torch.randint(0, 2, lessons.x.shape[1:], generator=draws).to(lessons.x.dtype) * 2 - 1
+    by_feature = lessons.inputs.unflatten(2, (-1, 12)).clone()
+    by_feature[..., ODD_INPUTS] *= sign.view(sign.shape[0], -1, 1)
+    return Lessons(by_feature.flatten(2), lessons.x * sign, lessons.mean * sign, lessons.sigma)
+
+
+# ---------------------------------------------------------------- judging
+
+
+@torch.no_grad()
+def part_loss(network: Network, part: Part) -> float:
+    """Mean loss over the targets of a part, nats per target."""
+    was_training = network.training
+    network.eval()
+    total, weight = 0.0, 0
+    for first in range(0, part.lessons.x.shape[1], EVALUATION_BATCH):
+        lessons = part.lessons.of(torch.arange(first, min(first + EVALUATION_BATCH, part.lessons.x.shape[1])))
+        ((inputs, targets, exists),) = chunks(lessons, lessons.x.shape[0], 0)
+        count = int(exists.sum())
+        total += float(loss_of(network.mixtures(network(inputs)[0], inputs), targets, exists)) * count
+        weight += count
+    network.train(was_training)
+    return total / max(1, weight)

@@ -1,0 +1,180 @@
+"""How well a trained predictor forecasts the test part, beside last value and AR(p); and the weights it becomes.
+
+Errors are x - x̂ in units of the standard deviation that a stream's feature had over its training part, so that streams
+can be averaged. Skill is 1 - MSE / MSE of a control, in percent: 0 is as good as the control, 100 is perfect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.calibration import Effort, pooled_tails
+from models.config import PredictorConfig
+from models.course import Course, Part
+from models.families import build
+from models.features import INPUTS
+from models.fitting import EVALUATION_BATCH
+from models.predictor import HORIZONS, Network
+from models.pretrained import PooledTails, Weights, preconditioner
+from models.training import PHI_EVERY, chunks
+
+AR_LAGS = 20
+RIDGE = 1e-3
+JUDGED = (1, 4, 8)
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Mean absolute, root mean square and mean square error of the forecasts of one horizon."""
+
+    k: int
+    mae: float
+    rmse: float
+    mse: float
+
+    def skill(self, control: Figures) -> float:
+        """Percent of the control's mean square error that is gone; NaN where it has none."""
+        return math.nan if control.mse == 0 else 100.0 * (1.0 - self.mse / control.mse)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some of the test part to look at: ``(T,)`` observed and forecast one step before, raw units."""
+
+    observed: Float32
+    forecast: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Figures by contender (``trained``, ``naive``, ``ar``), the trained one's errors for k = 1, and samples."""
+
+    figures: Mapping[str, tuple[Figures, ...]]
+    errors: Float32
+    samples: tuple[Sample, ...]
+
+
+def judge(network: Network, course: Course, samples: int = 3) -> Judgement:
+    """Forecasts of the test part by the trained network and both controls."""
+    config = network.config
+    naive = build(replace(config, cell="naive", layers=1, hidden=1, kernel=3))
+    contenders = {"trained": network, "naive": naive, "ar": fitted_autoregression(course, config)}
+    figures: dict[str, tuple[Figures, ...]] = {}
+    errors = torch.zeros(0)
+    for name, contender in contenders.items():
+        forecasts = point_forecasts(contender, course.test)
+        of_horizon = [errors_of(forecasts, course.test, k) for k in JUDGED]
+        figures[name] = tuple(_figures(k, found) for k, found in zip(JUDGED, of_horizon, strict=True))
+        if name == "trained":
+            errors, kept = of_horizon[0], _samples(forecasts, course.test, samples)
+    return Judgement(figures, errors.numpy(), kept)
+
+
+@torch.no_grad()
+def point_forecasts(network: Network, part: Part) -> Tensor:
+    """Raw forecasts ``(T, B, K)`` (with an F axis before K where the predictor sees F features) made at each time."""
+    network.eval()
+    made = []
+    for first in range(0, part.lessons.x.shape[1], EVALUATION_BATCH):
+        lessons = part.lessons.of(torch.arange(first, min(first + EVALUATION_BATCH, part.lessons.x.shape[1])))
+        points = network.mixtures(network(lessons.inputs)[0], lessons.inputs).point()
+        made.append(lessons.mean.unsqueeze(-1) + lessons.sigma.unsqueeze(-1) * points)
+    return torch.cat(made, 1)
+
+
+def errors_of(forecasts: Tensor, part: Part, k: int) -> Tensor:
+    """Errors of the forecasts made k observations earlier, where there is something to compare; flat."""
+    errors = (part.lessons.x[k:] - forecasts[:-k, ..., HORIZONS.index(k)]) / part.unit
+    return errors[torch.isfinite(errors)]
+
+
+def _figures(k: int, errors: Tensor) -> Figures:
+    if errors.numel() == 0:
+        return Figures(k, math.nan, math.nan, math.nan)
+    mse = float(errors.double().square().mean())
+    return Figures(k, float(errors.double().abs().mean()), math.sqrt(mse), mse)
+
+
+def _samples(forecasts: Tensor, part: Part, most: int) -> tuple[Sample, ...]:
+    """The last segment of the first streams."""
+    kept = []
+    for stream in part.stream.unique().tolist()[:most]:
+        column = int((part.stream == stream).nonzero()[-1])
+        observed, ahead = part.lessons.x[1:, column], forecasts[:-1, column, ..., 0]
+        if observed.dim() > 1:
+            observed, ahead = observed[:, 0], ahead[:, 0]
+        there = torch.isfinite(observed)
+        kept.append(Sample(observed[there].numpy(), ahead[there].numpy()))
+    return tuple(kept)
+
+
+@torch.no_grad()
+def fitted_autoregression(course: Course, like: PredictorConfig, lags: int = AR_LAGS) -> Network:
+    """AR(p) by ridge regression on the training part: the linear control.
+
+    Parameters
+    ----------
+    like
+        Whose scope and features it has.
+    """
+    network = build(PredictorConfig("ar", hidden=lags, scope=like.scope, features=like.features))
+    lessons = course.train.lessons
+    ((inputs, targets, exists),) = chunks(lessons, lessons.x.shape[0], 0)
+    hidden, _ = network(inputs)
+    design = torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1).flatten(0, 1).double()
+    targets, exists = (t.reshape(len(design), network.features, len(HORIZONS)) for t in (targets, exists))
+    state = network.state_dict()
+    for feature in range(network.features):
+        for column in range(len(HORIZONS)):
+            there = exists[:, feature, column]
+            rows, wanted = design[there], targets[there, feature, column].double()
+            count = max(1, len(rows))
+            gram = rows.T @ rows / count + RIDGE * torch.eye(design.shape[1], dtype=torch.float64)
+            solved = torch.linalg.solve(gram, rows.T @ wanted / count)
+            state["weight"][feature, column], state["bias"][feature, column] = solved[:-1].float(), solved[-1].float()
+            scale = ((wanted - rows @ solved).abs().sum() / count).clamp_min(1e-3) / (2.0 * math.log(2.0))
+            state["log_scale"][feature, column] = scale.log().float()
+    network.load_state_dict(state)
+    return network.eval()
+
+
+# ---------------------------------------------------------------- weights
+
+
+def trained_weights(
+    network: Network, course: Course, seed: int, about: dict[str, Any], pooled: PooledTails | None, effort: Effort
+) -> Weights:
+    """A trained network with what ships beside it.
+
+    mu0 and P0 are those of its features on the training part. Pooled tails come from generated series as in pretraining
+    unless given: a predictor that sees F features at once cannot fold series of another number.
+    """
+    mu0, p0 = preconditioner(_phi(network, course.train))
+    kept = {name: t.detach().clone() for name, t in network.state_dict().items()}
+    raw = Weights(network.config, kept, mu0, p0, manifest=about)
+    if pooled is None:
+        pooled = pooled_tails(raw, seed, effort)
+    return replace(raw, pooled=pooled)
+
+
+@torch.no_grad()
+def _phi(network: Network, part: Part) -> Tensor:
+    """``(n, H + 12)`` features [h, input] of every 16th observation, of each feature where it sees several."""
+    kept = []
+    for first in range(0, part.lessons.x.shape[1], EVALUATION_BATCH):
+        lessons = part.lessons.of(torch.arange(first, min(first + EVALUATION_BATCH, part.lessons.x.shape[1])))
+        hidden, _ = network(lessons.inputs)
+        inputs = lessons.inputs.unflatten(2, (-1, INPUTS))
+        phi = torch.cat((hidden.unsqueeze(2).expand(-1, -1, inputs.shape[2], -1), inputs), -1)
+        there = torch.isfinite(lessons.sigma).view(*phi.shape[:3])
+        kept.append(phi[::PHI_EVERY][there[::PHI_EVERY]])
+    return torch.cat(kept)

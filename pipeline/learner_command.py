@@ -1,0 +1,144 @@
+"""``tidewatch learner``: learn the shared weights from live streams, and promote what predicts better.
+
+Reads the input topics under a group of its own (GROUP-learner), beside the workers and never in their way. It learns
+from normal stretches only, tries a candidate in shadow on fresh windows, promotes it only where it predicts better by
+[learner] margin and raises no more alarms, and takes it back where it then does worse. "tidewatch models history" shows
+every decision with its figures. Run one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from pipeline.clock import SystemClock
+from pipeline.errors import TransientError
+from pipeline.health import Health
+from pipeline.learning.course import Course
+from pipeline.learning.learner import Learner, Reading
+from pipeline.learning.metrics import LearnerMetrics
+from pipeline.notify.kafka import Bookmark
+from pipeline.registry import Registry
+from pipeline.settings import Settings
+from pipeline.stopping import Stopping
+from pipeline.topics.base import Instant
+from pipeline.topics.kafka import Cluster
+from pipeline.versions_in_use import versions_in_use
+from pipeline.wiring import build_cluster, build_messages, choose_device
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 2.0
+NICENESS = 10
+BUSY_S = 900.0
+"""The pooled tails of a candidate take a while, in which nothing is heard of the learner."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The learner's own options; everything else is settings."""
+    parser.add_argument(
+        "--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles serve"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Learn until SIGTERM or Ctrl-C; Kafka may come and go."""
+    settings = Settings.load(args.settings)
+    stopping = Stopping("keeping the position")
+    torch.set_num_threads(settings.engine.threads or 1)
+    os.nice(NICENESS)
+    metrics = LearnerMetrics()
+    with Health(settings.http.host, settings.http.port, metrics.registry, max_silence_s=BUSY_S) as health:
+        logger.info("http address=%s", health.address)
+        cluster = build_cluster(settings)
+        courses = build_courses(settings, cluster)
+        while not stopping.is_asked:
+            try:
+                _learn(settings, cluster, courses, metrics, health, stopping)
+            except TransientError as error:
+                logger.warning("waiting for kafka: %s", error)
+                health.set_ready(False, f"waiting for kafka: {error}")
+                stopping.wait(RETRY_S)
+    return 0
+
+
+def build_courses(settings: Settings, cluster: Cluster) -> dict[str, Course]:
+    """A course for each profile, its first version published where no worker has done it."""
+    registry, clock = Registry(settings.registry.folder), SystemClock()
+    device = choose_device(settings.engine.device)
+    courses = {}
+    for name, profile in settings.profiles.items():
+        registry.ensure(name, profile.builtin() or profile.predictor, profile.fold())
+        courses[name] = Course(
+            name,
+            profile,
+            registry,
+            settings.learner,
+            clock.wall_ms,
+            device,
+            settings.engine.hidden_on_swap,
+            lambda: versions_in_use(cluster, settings.kafka.group),
+        )
+    return courses
+
+
+def build_learner(
+    settings: Settings, cluster: Cluster, courses: dict[str, Course], metrics: LearnerMetrics, opened: ExitStack
+) -> Learner:
+    """A learner at its position; readers are closed with ``opened``.
+
+    Raises
+    ------
+    BrokerAway, ConfigurationError
+        Kafka does not answer; a topic is missing.
+    """
+    clock, rules = SystemClock(), settings.learner
+    bookmark = opened.enter_context(
+        Bookmark(cluster.options(), f"{settings.kafka.group}-learner", cluster.call_deadline_s)
+    )
+    since = Instant(clock.wall_ms() - int(rules.lookback_s * 1000))
+    readers = {topic: opened.enter_context(cluster.reader(topic)) for topic in settings.profile_names()}
+    begins = {topic: reader.at(since) for topic, reader in readers.items()}
+    known = bookmark.committed({p: offset for begin in begins.values() for p, offset in begin.items()})
+    readings = [
+        Reading(
+            profile,
+            readers[topic],
+            {p: min(offset, known[p]) for p, offset in begins[topic].items()},
+            {p: known[p] for p in begins[topic]},
+        )
+        for topic, profile in settings.profile_names().items()
+    ]
+    return Learner(
+        readings,
+        courses,
+        build_messages(settings),
+        bookmark,
+        clock,
+        rules.cpu_share,
+        rules.drift_cpu_share,
+        metrics.count,
+    )
+
+
+def _learn(
+    settings: Settings,
+    cluster: Cluster,
+    courses: dict[str, Course],
+    metrics: LearnerMetrics,
+    health: Health,
+    stopping: Stopping,
+) -> None:
+    with ExitStack() as opened:
+        learner = build_learner(settings, cluster, courses, metrics, opened)
+        while not stopping.is_asked:
+            learner.step()
+            health.set_ready(True, "learning")
+            for name, course in courses.items():
+                metrics.show(name, course.status(), learner.lag[name])
+        learner.commit()

@@ -1,0 +1,413 @@
+"""One profile's slow loop: follow its streams, learn from what is normal, try what was learned, promote or roll back.
+
+    learning ──▶ a candidate in shadow ──▶ promoted, on probation ──▶ confirmed
+       ▲              │ no better               │ worse
+       └──────────────┴── rejected ◀────────────┴── rolled back
+
+The learner never touches what serves but by :meth:`pipeline.registry.Registry.serve`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.calibration import Effort
+from models.config import HiddenOnSwap
+from models.drift import DriftDetector
+from models.learner import Pupil, Sight, Stretches, UpdateReport, generated_lessons, lessons_of, renewed, without_past
+from models.pretrained import Weights
+from pipeline.errors import VersionError
+from pipeline.learning.cutting import Cutter, Stretch
+from pipeline.learning.follow import followed
+from pipeline.learning.gate import NORMAL, WARMING_UP, Gate
+from pipeline.learning.reservoir import Reservoir
+from pipeline.learning.shadow import Shadow
+from pipeline.learning.trial import Trial, Verdict
+from pipeline.records import CONTROL_NONE, Partition, Windows
+from pipeline.registry import Decision, Registry
+from pipeline.settings import Learner as Rules
+from pipeline.settings import Profile
+
+logger = logging.getLogger(__name__)
+
+BY = "learner"
+GENERATED_SHARE = 8
+"""One in so many stretches of an update is generated: what the predictor came from."""
+
+HARDER = 4
+"""How many times as much is learned from a stretch while the family drifts."""
+
+FRESH_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CourseStatus:
+    """How a profile's learning stands, for metrics; losses are nats per target over the latest stretches."""
+
+    streams: int
+    closed: int
+    reservoir: int
+    updates: int
+    stretches: int
+    judged: Mapping[str, int]
+    loss_serving: float
+    loss_learning: float
+    phase: str
+    is_drifting: bool
+    gain: float
+    version: str
+
+
+class Course:
+    """The slow loop of one profile; no Kafka, no waiting.
+
+    Parameters
+    ----------
+    name, profile, registry
+        What is served, and where versions lie.
+    rules
+        Settings.
+    wall_ms
+        For the history.
+    device, hidden
+        As the worker's.
+    live_versions
+        Versions named in live histories, which must not be removed; ``None`` where they cannot be told now.
+
+    Raises
+    ------
+    VersionError
+        What is served cannot be loaded, or cannot learn.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        profile: Profile,
+        registry: Registry,
+        rules: Rules,
+        wall_ms: Callable[[], int],
+        device: str = "cpu",
+        hidden: HiddenOnSwap = "carry",
+        live_versions: Callable[[], set[str] | None] = lambda: None,
+    ) -> None:
+        self.name, self._profile, self._registry, self._rules = name, profile, registry, rules
+        self._wall_ms, self._device, self._hidden = wall_ms, device, hidden
+        self._live_versions = live_versions
+        self._names: set[str] = set()
+        self._sights: dict[str, Sight] = {}
+        self._cutter = Cutter(rules.stretch, profile.interval_s)
+        self._gate = Gate(rules.lasting_s, rules.max_imputed)
+        self._reservoir: Reservoir[Stretches] = Reservoir(rules.reservoir)
+        self._fresh: deque[Stretches] = deque(maxlen=FRESH_KEPT)
+        self._drift = DriftDetector("adwin")
+        self._progress: deque[tuple[float, float]] = deque(maxlen=rules.shadow_stretches)
+        self._credits = 0
+        self._harder = 0
+        self._updates = self._updates_at_last = 0
+        self._stretches = 0
+        self._is_forced = self._is_held = False
+        self._trial: Trial | None = None
+        self._phase = "learning"
+        current = registry.current(name)
+        if current is None:
+            raise VersionError(f"profile {name}: the registry names no version to serve")
+        self._serving = self._shadow(current)
+        self._other: Shadow | None = None
+        self._pupil = self._new_pupil(self._serving.weights)
+        seed = int(current[:6], 16)
+        self._generated = [without_past(each, self._pupil.network) for each in generated_lessons(rules.stretch, seed)]
+        self._resume()
+
+    def _shadow(self, version: str) -> Shadow:
+        weights, _ = self._registry.load(self.name, version)
+        try:
+            return Shadow(self.name, self._profile, weights, self._rules.max_streams, self._device)
+        except ValueError as exc:
+            raise VersionError(f"profile {self.name}: version {version} cannot learn: {exc}") from exc
+
+    def _new_pupil(self, weights: Weights) -> Pupil:
+        rules = self._rules
+        return Pupil(weights, self._device, rules.rate, min(64, rules.stretch), rules.gradient_norm)
+
+    def _resume(self) -> None:
+        """Take up a probation that a restart interrupted; a shadow is not worth taking up."""
+        last = next((d for d in reversed(self._registry.history(self.name)) if d.by == BY and d.version), None)
+        if last is None:
+            return
+        if last.event == "candidate" or (last.event == "promoted" and last.version != self._serving.version):
+            self._note("abandoned", last.version, last.parent, "the learner was restarted")
+        if last.event == "promoted" and last.version == self._serving.version and last.parent is not None:
+            try:
+                self._other = self._shadow(last.parent)
+            except VersionError as error:
+                logger.warning("no probation for version %s: %s", last.version, error)
+                return
+            self._begin_trial("probation", self._serving.version, last.parent)
+
+    # -- following -----------------------------------------------------------------------------------------------
+
+    def absorb(self, partition: Partition, windows: Windows, is_fresh: bool = True) -> None:
+        """Fold windows of one partition: score, cut, judge, and keep what teaches.
+
+        Parameters
+        ----------
+        is_fresh
+            ``False`` for what was read before a restart: it makes streams known and fills the reservoir, and counts
+            for nothing else.
+        """
+        windows = followed(windows, self._names, self._rules.max_streams)
+        if not len(windows):
+            return
+        for number in np.flatnonzero(windows.control != CONTROL_NONE).tolist():
+            self._forget(windows.stream_ids[number])
+        absorbed, alarms = self._serving.absorb({partition: windows})
+        other_alarms = self._other.absorb({partition: windows})[1] if self._other is not None else 0
+        stretches = [each for scores in absorbed.scores for each in self._cutter.add(windows, scores)]
+        if self._trial is not None and is_fresh:
+            seconds = sum((each.end_ms - each.begin_ms) / 1000 for each in stretches)
+            mine, theirs = (other_alarms, alarms) if self._phase == "shadow" else (alarms, other_alarms)
+            self._trial.watch(seconds, mine, theirs)
+        while stretches:
+            turn = {each.stream_id: each for each in reversed(stretches)}
+            chosen = list(turn.values())
+            taken = {id(each) for each in chosen}
+            stretches = [each for each in stretches if id(each) not in taken]
+            self._take(chosen, is_fresh)
+
+    def _forget(self, stream_id: str) -> None:
+        self._sights.pop(stream_id, None)
+        self._cutter.forget(stream_id)
+        self._gate.forget(stream_id)
+        for each in (self._pupil, self._serving.forecaster, *([self._other.forecaster] if self._other else [])):
+            each.forget(stream_id)
+
+    def _take(self, turn: list[Stretch], is_fresh: bool) -> None:
+        """Stretches of distinct streams: predicted by every version first, then judged, then kept for learning."""
+        names = [each.stream_id for each in turn]
+        features = len(self._profile.features)
+        lessons = lessons_of(
+            [self._sights.setdefault(name, Sight(features)) for name in names],
+            np.stack([each.values for each in turn]),
+            np.stack([each.times_ms for each in turn]),
+            [each.follows_gap for each in turn],
+            self._profile.interval_s,
+            self._profile.clock and not self._profile.light,
+        )
+        serving, _ = self._serving.forecaster.predict(names, lessons)
+        learning, stretches = self._pupil.predict(names, lessons)
+        other = None if self._other is None else self._other.forecaster.predict(names, lessons)[0]
+        for number, each in enumerate(turn):
+            loss = float(serving[number])
+            reason = self._gate.judge(each, loss)
+            if is_fresh and reason != WARMING_UP:
+                self._watch_drift(loss)
+            if reason != NORMAL or not math.isfinite(loss):
+                continue
+            mine = stretches.of_stream(number, features)
+            self._reservoir.add(each.stream_id, mine)
+            if is_fresh:
+                self._fresh.append(mine)
+                self._stretches += 1
+                self._credits += HARDER if self._harder else 1
+                self._progress.append((loss, float(learning[number])))
+                if self._trial is not None and other is not None:
+                    self._compare(loss, float(other[number]))
+
+    def _compare(self, serving: float, other: float) -> None:
+        assert self._trial is not None
+        if self._phase == "shadow":
+            self._trial.compare(other, serving)
+        else:
+            self._trial.compare(serving, other)
+
+    def _watch_drift(self, loss: float) -> None:
+        signal = self._drift.update(loss)
+        if signal is None or not signal.is_rise or self._harder:
+            return
+        self._harder = self._rules.candidate_updates
+        self._credits += self._rules.candidate_updates // 2
+        self._progress.clear()
+        figures = {"loss_before": round(signal.before, 4), "loss": round(signal.after, 4), "stretches": signal.at}
+        self._note("drift", self._serving.version, None, "the loss of the serving version has risen", figures)
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_drifting(self) -> bool:
+        """Whether the family moved and is not caught up with: the learner may work harder."""
+        return self._harder > 0
+
+    def wants_to_study(self) -> bool:
+        """Whether there is something to learn that was not learned often enough yet."""
+        return self._credits > 0 and len(self._reservoir) > 0
+
+    def study(self) -> UpdateReport:
+        """One update: half of it fresh, the rest rehearsal from the reservoir and a little of what was generated."""
+        batch = self._rules.batch
+        fresh = [self._fresh.popleft() for _ in range(min(len(self._fresh), max(1, batch // 2)))]
+        generated = batch // GENERATED_SHARE
+        lessons = fresh + self._reservoir.sample(max(1, batch - len(fresh) - generated))
+        start = self._updates * generated
+        lessons += [self._generated[(start + k) % len(self._generated)] for k in range(generated)]
+        report = self._pupil.learn(lessons)
+        self._updates += 1
+        self._credits -= 1
+        self._harder = max(0, self._harder - 1)
+        return report
+
+    # -- deciding ------------------------------------------------------------------------------------------------
+
+    def decide(self) -> None:
+        """Follow the registry; make a candidate, promote it, confirm it or roll it back, where it is time."""
+        self._follow_pointer()
+        if self._registry.take_retrain(self.name):
+            self._is_forced = True
+            self._credits += self._rules.candidate_updates
+            self._updates_at_last = self._updates
+            self._note("retrain", self._serving.version, None, "asked for by an operator")
+        if self._phase == "shadow":
+            self._judge_candidate()
+        elif self._phase == "probation":
+            self._judge_promoted()
+        elif self._updates - self._updates_at_last >= self._rules.candidate_updates:
+            self._propose()
+
+    def _follow_pointer(self) -> None:
+        """An operator, or new settings, may have changed what is served."""
+        current = self._registry.current(self.name)
+        if current is None or current == self._serving.version:
+            return
+        before = self._serving
+        if self._other is not None and current == self._other.version:
+            self._serving = self._other
+        else:
+            self._serving = self._shadow(current)
+            self._serving.begin_like(before, self._hidden)
+            self._pupil = self._new_pupil(self._serving.weights)
+        self._note("abandoned" if self._trial else "held", current, before.version, "another version is served")
+        self._end_trial()
+        self._gate.doubt_losses()
+
+    def _propose(self) -> None:
+        """Make a candidate where progressive validation says that learning helped, or where it was asked for."""
+        self._updates_at_last = self._updates
+        gain = self._progressive_gain()
+        if not self._is_forced and not gain >= self._rules.margin:
+            return
+        parent = self._serving.version
+        figures = {"updates": self._updates, "progressive_gain": round(gain, 4), "stretches": self._stretches}
+        about = {"parent": parent, "made_by": "tidewatch learner", **{k: v for k, v in figures.items() if v == v}}
+        sample = [each.lessons for each in self._reservoir.sample(min(len(self._reservoir), 64))]
+        series = self._rules.tail_series
+        effort = Effort(series, max(4, series // 8), max(4, series // 8), 1024)
+        weights = renewed(self._serving.weights, self._pupil.learned(), sample, self._updates, effort, about)
+        version = self._registry.publish(self.name, weights, self._profile.fold())
+        self._is_forced = False
+        if version == parent:
+            return
+        self._other = self._shadow(version)
+        self._other.begin_like(self._serving, self._hidden)
+        self._begin_trial("shadow", version, parent)
+        self._note("candidate", version, parent, "scores in shadow from now on", figures)
+
+    def _progressive_gain(self) -> float:
+        """Nats by which the learning network predicted better, before it learned, of late; NaN without stretches."""
+        pairs = np.array([pair for pair in self._progress if math.isfinite(pair[0] + pair[1])])
+        return (
+            float((pairs[:, 0] - pairs[:, 1]).mean()) if len(pairs) >= self._rules.shadow_stretches // 4 else math.nan
+        )
+
+    def _judge_candidate(self) -> None:
+        assert self._trial is not None
+        assert self._other is not None
+        verdict = self._trial.shadow_verdict()
+        if verdict is Verdict.UNDECIDED:
+            return
+        candidate, parent, figures = self._other.version, self._serving.version, self._trial.figures()
+        if verdict is not Verdict.BETTER:
+            self._note("rejected", candidate, parent, verdict.value, figures)
+            self._end_trial()
+            return
+        if self._registry.is_pinned(self.name):
+            if not self._is_held:
+                self._note("held", candidate, parent, "better, but what is served is pinned", figures)
+            self._is_held = True
+            return
+        # Noted first: a promotion without a note would have no probation after a crash.
+        self._note("promoted", candidate, parent, "predicts better, and raises no more alarms", figures)
+        self._registry.serve(self.name, candidate)
+        self._serving, self._other = self._other, self._serving
+        self._begin_trial("probation", candidate, parent)
+        self._gate.doubt_losses()
+        self._progress.clear()
+        self._harder = 0
+
+    def _judge_promoted(self) -> None:
+        assert self._trial is not None
+        assert self._other is not None
+        verdict = self._trial.probation_verdict()
+        if verdict is Verdict.UNDECIDED:
+            return
+        version, parent, figures = self._serving.version, self._other.version, self._trial.figures()
+        if verdict is Verdict.BETTER:
+            self._note("confirmed", version, parent, "not worse than its parent since", figures)
+        elif self._registry.is_pinned(self.name):
+            self._note("held", version, parent, f"{verdict.value}, but what is served is pinned", figures)
+        else:
+            self._registry.serve(self.name, parent)
+            self._note("rolled back", version, parent, verdict.value, figures)
+            self._serving = self._other
+            self._pupil = self._new_pupil(self._serving.weights)
+            self._gate.doubt_losses()
+        self._end_trial()
+
+    def _begin_trial(self, phase: str, challenger: str, incumbent: str) -> None:
+        rules = self._rules
+        needed = rules.shadow_stretches if phase == "shadow" else rules.probation_stretches
+        self._phase, self._is_held = phase, False
+        self._trial = Trial(challenger, incumbent, needed, rules.margin, self._profile.fold().alarm_every_s)
+
+    def _end_trial(self) -> None:
+        self._phase, self._trial, self._other = "learning", None, None
+        self._updates_at_last = self._updates
+        self._progress.clear()
+        live = self._live_versions()
+        if live is not None:
+            keep = {*live, self._serving.version}
+            removed = self._registry.remove_unused(self.name, keep, self._rules.keep_versions, self._wall_ms() / 1000)
+            for version in removed:
+                self._note("removed", version, None, "named in no live history")
+
+    def _note(
+        self, event: str, version: str, parent: str | None, reason: str, figures: Mapping[str, float] | None = None
+    ) -> None:
+        logger.info("profile=%s %s version=%s: %s %s", self.name, event, version, reason, dict(figures or {}))
+        self._registry.note(
+            self.name, Decision(self._wall_ms(), event, version, BY, parent, reason, dict(figures or {}))
+        )
+
+    def status(self) -> CourseStatus:
+        """How it stands."""
+        pairs = np.array([pair for pair in self._progress if math.isfinite(pair[0] + pair[1])]).reshape(-1, 2)
+        serving, learning = pairs.mean(0).tolist() if len(pairs) else (math.nan, math.nan)
+        return CourseStatus(
+            streams=len(self._names),
+            closed=self._gate.closed,
+            reservoir=len(self._reservoir),
+            updates=self._updates,
+            stretches=self._stretches,
+            judged=dict(self._gate.judged),
+            loss_serving=serving,
+            loss_learning=learning,
+            phase=self._phase,
+            is_drifting=self.is_drifting,
+            gain=self._trial.gain if self._trial is not None else math.nan,
+            version=self._serving.version,
+        )

@@ -1,0 +1,207 @@
+"""What may teach: the policy that keeps faults out of the shared weights, and lets lasting changes in.
+
+A stretch teaches when it is normal: no anomalous observation, warmed up, few missing values, and like its own stream's
+past. A stream that alarmed, or has become unlike itself, is *closed*. The fold's own statistics adapt within hours, so
+"no alarm any more" does not mean "the fault is over"; the gate therefore compares with how the stream was before,
+frozen at the moment it closed, in three numbers: level, spread, and how well the serving version predicts it.
+
+A closed stream opens again when it is back to what it was; or when the change has *lasted*: longer than ``lasting_s``
+of event time, with the shift confirmed by a river detector; or, at twice that time, without the detector. So a fault of
+a day is never learned, and nothing is locked out for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.drift import DriftDetector
+from pipeline.learning.cutting import Stretch
+from pipeline.records import Float32
+
+NORMAL, ANOMALOUS, WARMING_UP, IMPUTED, CLOSED = "normal", "anomalous", "warming up", "imputed", "closed"
+REASONS = (NORMAL, ANOMALOUS, WARMING_UP, IMPUTED, CLOSED)
+
+Float64 = npt.NDArray[np.float64]
+
+KNOWN_AFTER = 8
+"""Stretches until a stream's past says enough to be compared with."""
+
+SIGMAS = 3.0
+SPREAD_RATIO = 3.0
+LOSS_NATS = 0.5
+FOLLOWS = 16
+"""Stretches over which the past moves on while the stream is open: a slow drift is followed."""
+
+SEEN_AFTER_CHANGE = 3
+"""Stretches of the new kind that are needed besides their duration."""
+
+
+class Running:
+    """Running mean and variance of a vector, over about the last :data:`FOLLOWS` values."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Float64 = np.zeros(1)
+        self.variance: Float64 = np.zeros(1)
+
+    def follow(self, value: Float64) -> None:
+        """Move on by one value."""
+        rate = max(1.0 / (self.count + 1), 1.0 / FOLLOWS)
+        off = value - (self.mean if self.count else value)
+        self.mean = value if self.count == 0 else self.mean + rate * off
+        self.variance = (1 - rate) * ((self.variance if self.count else 0.0 * off) + rate * off**2)
+        self.count += 1
+
+
+class Past:
+    """How a stream usually is: levels and spreads of its stretches, and the loss on them."""
+
+    def __init__(self) -> None:
+        self._level, self._spread, self._loss = Running(), Running(), Running()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is enough of it to compare with."""
+        return self._loss.count >= KNOWN_AFTER
+
+    def strangeness(self, values: Float32, loss: float) -> float:
+        """How unlike the past a stretch is: above 1 it is another stream. 0 while the past is not known."""
+        if not self.is_known or not math.isfinite(loss):
+            return 0.0
+        level, spread = _level_and_spread(values)
+        inside = np.exp(self._spread.mean)
+        apart = np.abs(level - self._level.mean) / np.sqrt(self._level.variance + inside**2)
+        ratio = np.abs(_log(spread, level) - self._spread.mean)
+        usual = math.log(SPREAD_RATIO) + SIGMAS * np.sqrt(self._spread.variance)
+        worse = (loss - self._loss.mean) / (LOSS_NATS + SIGMAS * np.sqrt(self._loss.variance))
+        return float(np.nanmax(np.concatenate([apart / SIGMAS, ratio / usual, worse])))
+
+    def follow(self, values: Float32, loss: float) -> None:
+        """Move on by a stretch that belongs to it."""
+        level, spread = _level_and_spread(values)
+        if np.isfinite(level).all() and math.isfinite(loss):
+            self._level.follow(level)
+            self._spread.follow(_log(spread, level))
+            self._loss.follow(np.array([loss]))
+
+    def doubt_losses(self) -> None:
+        """Another version serves: what it loses may differ a little."""
+        self._loss.variance = self._loss.variance + LOSS_NATS**2
+
+
+@dataclass(slots=True)
+class _Stream:
+    past: Past
+    closed_ms: int | None = None
+    closed_stretches: int = 0
+    is_confirmed: bool = False
+    detector: DriftDetector | None = None
+
+
+class Gate:
+    """Judges stretches of one profile's streams.
+
+    Parameters
+    ----------
+    lasting_s
+        Event time after which a confirmed change counts as lasting.
+    max_imputed
+        Largest share of missing values that teaches.
+    """
+
+    def __init__(self, lasting_s: float, max_imputed: float) -> None:
+        self._lasting_ms, self._max_imputed = lasting_s * 1000, max_imputed
+        self._streams: dict[str, _Stream] = {}
+        self.judged: Counter[str] = Counter()
+        self.reopened: Counter[str] = Counter()
+
+    @property
+    def closed(self) -> int:
+        """Streams closed now."""
+        return sum(stream.closed_ms is not None for stream in self._streams.values())
+
+    def forget(self, stream_id: str) -> None:
+        """The stream begins anew."""
+        self._streams.pop(stream_id, None)
+
+    def doubt_losses(self) -> None:
+        """Another version serves: its losses are no measure of the old one's. Levels and closures stay."""
+        for stream in self._streams.values():
+            stream.past.doubt_losses()
+
+    def judge(self, stretch: Stretch, loss: float) -> str:
+        """One of :data:`REASONS`: only :data:`NORMAL` teaches.
+
+        Parameters
+        ----------
+        loss
+            The serving version's on this stretch, nats per target.
+        """
+        reason = self._judge(stretch, loss)
+        self.judged[reason] += 1
+        return reason
+
+    def _judge(self, stretch: Stretch, loss: float) -> str:
+        stream = self._streams.setdefault(stretch.stream_id, _Stream(Past()))
+        if stretch.warming_up:
+            return WARMING_UP
+        if stretch.imputed > self._max_imputed:
+            return IMPUTED
+        strangeness = stream.past.strangeness(stretch.values, loss)
+        if stream.closed_ms is not None:
+            self._watch(stream, stretch, strangeness)
+            if stream.closed_ms is not None:
+                return CLOSED
+        elif strangeness > 1.0 or stretch.anomalous:
+            self._close(stream, stretch)
+            return ANOMALOUS if stretch.anomalous else CLOSED
+        if stretch.anomalous:  # after a change has lasted, single surprises still do not teach
+            return ANOMALOUS
+        stream.past.follow(stretch.values, loss)
+        return NORMAL
+
+    def _close(self, stream: _Stream, stretch: Stretch) -> None:
+        stream.closed_ms, stream.closed_stretches, stream.is_confirmed = stretch.begin_ms, 0, False
+        stream.detector = DriftDetector("page_hinkley", delta=0.1, threshold=2.0)
+        for _ in range(KNOWN_AFTER):  # what it was before it closed: at home
+            stream.detector.update(0.3)
+
+    def _watch(self, stream: _Stream, stretch: Stretch, strangeness: float) -> None:
+        """A closed stream opens when it is back, or when what became of it has lasted."""
+        assert stream.closed_ms is not None
+        if strangeness <= 1.0 and not stretch.anomalous:
+            self._open(stream, "back")
+            return
+        stream.closed_stretches += 1
+        signal = stream.detector.update(min(strangeness, 3.0)) if stream.detector is not None else None
+        stream.is_confirmed = stream.is_confirmed or (signal is not None and signal.is_rise)
+        closed_ms = stretch.end_ms - stream.closed_ms
+        lasted = closed_ms > self._lasting_ms and stream.is_confirmed
+        if (lasted or closed_ms > 2 * self._lasting_ms) and stream.closed_stretches >= SEEN_AFTER_CHANGE:
+            self._open(stream, "lasting")
+            stream.past = Past()  # this is what the stream is now
+
+    def _open(self, stream: _Stream, why: str) -> None:
+        stream.closed_ms, stream.detector = None, None
+        self.reopened[why] += 1
+
+
+def _level_and_spread(values: Float32) -> tuple[Float64, Float64]:
+    """Mean and standard deviation ``(F,)`` of a stretch, NaN for a feature without any value."""
+    known = np.isfinite(values)
+    count = known.sum(0)
+    filled = np.where(known, values.astype(np.float64), 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        level = filled.sum(0) / count
+        spread = np.sqrt(np.where(known, (filled - level) ** 2, 0.0).sum(0) / count)
+    return level, spread
+
+
+def _log(spread: Float64, level: Float64) -> Float64:
+    """Log spread above the floor under which differences mean nothing (a constant stream has some, too)."""
+    return np.asarray(np.log(spread + 1e-4 * np.abs(level) + 1e-8))

@@ -1,0 +1,357 @@
+"""``tidewatch models``: list, compare, promote, roll back, pin and move the model versions of a registry.
+
+A version is weights together with the profile settings that enter the fold, named by its content. Running workers
+follow a promotion or a rollback within seconds, each partition at a quiet commit. A promotion by hand is left alone by
+a learner; "pin" keeps it from changing what is served at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.row import RowLayout
+from pipeline.clock import SystemClock
+from pipeline.errors import ConfigurationError, VersionError
+from pipeline.registry import Decision, Registry
+from pipeline.settings import Settings
+from pipeline.versions_in_use import versions_in_use
+from pipeline.wiring import build_cluster
+
+BY = "operator"
+
+EXAMPLES = """\
+examples:
+  tidewatch models list
+  tidewatch models history --profile sensor
+  tidewatch models diff 0a1b2c3d4e5f 5f4e3d2c1b0a
+  tidewatch models promote 0a1b2c3d4e5f
+  tidewatch models rollback --profile sensor
+  tidewatch models export 0a1b2c3d4e5f --to model-for-the-other-site
+  tidewatch models import model-for-the-other-site --profile sensor
+  tidewatch models retrain --profile sensor
+
+A version may be named by the first digits of its name, where they are its own.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Subcommands, each with the common options."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--settings", type=Path, help="TOML file; without one the defaults and shipped profiles serve")
+    common.add_argument("--profile", help="which profile; may be left out where a version's name says it, or one is")
+    common.add_argument("--json", action="store_true", help="for machines")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+
+    def action(name: str, text: str, *versions: str) -> argparse.ArgumentParser:
+        its = actions.add_parser(name, help=text, description=text, parents=[common], allow_abbrev=False)
+        for version in versions:
+            its.add_argument(version, metavar=version.upper())
+        return its
+
+    action("list", "versions of every profile, oldest first")
+    action("show", "what is known of a version", "version")
+    action("diff", "in what two versions of a profile differ", "version", "other")
+    action("promote", "serve a version from now on", "version")
+    back = action("rollback", "serve again what was served before the present version")
+    back.add_argument("--to", metavar="VERSION", help="this one instead")
+    pin = action("pin", "keep a learner from changing what is served")
+    pin.add_argument("--off", action="store_true", help="allow it again")
+    action("retrain", "ask the running learner to train harder now, and to try the result in shadow")
+    action("export", "copy a version into a new folder", "version").add_argument("--to", type=Path, required=True)
+    its = action("import", "publish the weights in a folder as a version of a profile")
+    its.add_argument("folder", type=Path)
+    action("history", "every decision with its figures").add_argument("--last", type=int, metavar="N", default=0)
+    prune = action("prune", "delete versions that no live history names (asks Kafka)")
+    prune.add_argument("--keep", type=int, metavar="N", help="newest versions to keep (learner.keep_versions)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one action; returns the exit code."""
+    settings = Settings.load(args.settings)
+    registry = Registry(settings.registry.folder)
+    ACTIONS[args.action](args, settings, registry)
+    return 0
+
+
+# ---------------------------------------------------------------- looking
+
+
+def _list(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    rows = [_summary(registry, name, v) for name in _profiles(args, settings) for v in registry.versions(name)]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    lines: list[tuple[str, ...]] = [("PROFILE", "VERSION", "STATE", "MADE BY", "PARENT", "LOSS", "LAYOUT")]
+    lines += [
+        tuple(str(row[key]) for key in ("profile", "version", "state", "made_by", "parent", "loss", "layout"))
+        for row in rows
+    ]
+    _table(lines)
+    if not rows:
+        print("no versions yet: a worker publishes the first one at its start")
+
+
+def _summary(registry: Registry, profile: str, version: str) -> dict[str, Any]:
+    row = {"profile": profile, "version": version, "made_by": "", "parent": "", "loss": "", "layout": ""}
+    states = ["served"] if registry.current(profile) == version else []
+    states += ["pinned"] if states and registry.is_pinned(profile) else []
+    try:
+        weights, fold = registry.load(profile, version)
+    except VersionError:
+        return {**row, "state": "damaged"}
+    about = weights.manifest
+    return {
+        **row,
+        "state": " ".join(states),
+        "made_by": about.get("made_by", "pretraining" if "seed" in about else ""),
+        "parent": about.get("parent", ""),
+        "loss": about.get("loss_held_out", ""),
+        "layout": RowLayout(fold, weights.predictor).id,
+    }
+
+
+def _show(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    profile, version = _find(args, settings, registry, args.version)
+    weights, fold = registry.load(profile, version)
+    shown = {
+        **_summary(registry, profile, version),
+        "weights": weights.fingerprint(),
+        "predictor": asdict(weights.predictor),
+        "settings": asdict(fold),
+        "pooled": asdict(weights.pooled),
+        "about": weights.manifest,
+        "decisions": [asdict(d) for d in registry.history(profile) if version in (d.version, d.parent)],
+    }
+    if args.json:
+        print(json.dumps(shown, indent=1))
+        return
+    for key, value in shown.items():
+        if key != "decisions":
+            _print_nested(key, value)
+    _print_history([d for d in registry.history(profile) if version in (d.version, d.parent)])
+
+
+def _diff(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    profile, one = _find(args, settings, registry, args.version)
+    _, two = _find(args, settings, registry, args.other)
+    (weights, fold), (others, other_fold) = registry.load(profile, one), registry.load(profile, two)
+    found: dict[str, Any] = {
+        "settings": _changed(asdict(fold), asdict(other_fold)),
+        "predictor": _changed(asdict(weights.predictor), asdict(others.predictor)),
+        "pooled": _changed(asdict(weights.pooled), asdict(others.pooled)),
+        "about": _changed(weights.manifest, others.manifest),
+        "rows": _rows_carried(RowLayout(fold, weights.predictor), RowLayout(other_fold, others.predictor)),
+    }
+    if weights.predictor == others.predictor:
+        tensors = {"mu0": (weights.mu0, others.mu0), "P0": (weights.P0, others.P0)}
+        tensors |= {name: (t, others.network[name]) for name, t in weights.network.items()}
+        found["relative change"] = {
+            name: round(float(torch.linalg.vector_norm(b - a) / torch.linalg.vector_norm(a).clamp_min(1e-30)), 5)
+            for name, (a, b) in tensors.items()
+        }
+    if args.json:
+        print(json.dumps({"from": one, "to": two, **found}, indent=1))
+        return
+    print(f"{profile}: {one} -> {two}")
+    for key, value in found.items():
+        _print_nested(key, value if value else "equal")
+
+
+def _changed(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    return {key: f"{one.get(key)} -> {two.get(key)}" for key in sorted({*one, *two}) if one.get(key) != two.get(key)}
+
+
+def _rows_carried(one: RowLayout, two: RowLayout) -> str:
+    """What becomes of the rows of running streams at a swap from one layout to the other."""
+    if one.id == two.id:
+        return "same layout: every number is carried"
+    kept = {name for name, s in one.slices.items() if name in two.slices and two.slices[name].width == s.width}
+    fresh = sorted(set(two.slices) - kept)
+    return f"{len(kept)} of {len(two.slices)} slices are carried; fresh: {', '.join(fresh)}"
+
+
+# ---------------------------------------------------------------- changing what is served
+
+
+def _promote(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    profile, version = _find(args, settings, registry, args.version)
+    _serve(args, settings, registry, profile, version, "promoted")
+
+
+def _rollback(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    profile = _one_profile(args, settings)
+    if args.to is not None:
+        _, version = _find(args, settings, registry, args.to)
+    else:
+        version = _served_before(registry, profile)
+    _serve(args, settings, registry, profile, version, "rolled back")
+
+
+def _served_before(registry: Registry, profile: str) -> str:
+    """The parent of the last promotion of what is served now."""
+    current = registry.current(profile)
+    for decision in reversed(registry.history(profile)):
+        if decision.event == "promoted" and decision.version == current and decision.parent:
+            return decision.parent
+    raise ConfigurationError(f"profile {profile}: history names nothing that was served before; use --to VERSION")
+
+
+def _serve(
+    args: argparse.Namespace, settings: Settings, registry: Registry, profile: str, version: str, event: str
+) -> None:
+    before = registry.current(profile)
+    if before == version:
+        print(f"profile {profile}: {version} is served already")
+        return
+    _, fold = registry.load(profile, version)
+    if fold != settings.profiles[profile].fold():
+        raise ConfigurationError(
+            f"version {version} was made with other settings than profile {profile} has now "
+            f"({', '.join(_changed(asdict(fold), asdict(settings.profiles[profile].fold())))}): the next worker would "
+            "replace it; export it and import it again, or change the settings"
+        )
+    about, parent = (version, before) if event == "promoted" or before is None else (before, version)
+    registry.note(profile, Decision(SystemClock().wall_ms(), event, about, BY, parent, "by hand"))
+    registry.serve(profile, version)
+    _say(args, f"profile {profile}: {version} is served; before: {before}", version=version, before=before)
+
+
+def _pin(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    profile = _one_profile(args, settings)
+    current = registry.current(profile)
+    if current is None:
+        raise ConfigurationError(f"profile {profile}: nothing is served yet")
+    registry.pin(profile, not args.off)
+    event = "unpinned" if args.off else "pinned"
+    registry.note(profile, Decision(SystemClock().wall_ms(), event, current, BY, None, "by hand"))
+    _say(args, f"profile {profile}: {event} at {current}", version=current)
+
+
+def _retrain(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    profile = _one_profile(args, settings)
+    if registry.current(profile) is None:
+        raise ConfigurationError(f"profile {profile}: nothing is served yet")
+    registry.ask_retrain(profile)
+    _say(args, f"profile {profile}: asked; the learner says in the history when it begins")
+
+
+# ---------------------------------------------------------------- moving
+
+
+def _export(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    profile, version = _find(args, settings, registry, args.version)
+    registry.export(profile, version, args.to)
+    _say(args, f"profile {profile}: {version} copied to {args.to}", version=version)
+
+
+def _import(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    profile = _one_profile(args, settings)
+    version = registry.bring_in(profile, args.folder, settings.profiles[profile].fold())
+    registry.note(profile, Decision(SystemClock().wall_ms(), "imported", version, BY, None, str(args.folder)))
+    _say(
+        args,
+        f"profile {profile}: version {version}; serve it with: tidewatch models promote {version}",
+        version=version,
+    )
+
+
+def _prune(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    live = versions_in_use(build_cluster(settings), settings.kafka.group)
+    if live is None:
+        raise ConfigurationError("Kafka does not say which versions live histories name; nothing is deleted")
+    keep = settings.learner.keep_versions if args.keep is None else args.keep
+    clock = SystemClock()
+    for profile in _profiles(args, settings):
+        for version in registry.remove_unused(profile, live, keep, clock.wall_ms() / 1000):
+            registry.note(profile, Decision(clock.wall_ms(), "removed", version, BY, None, "named in no live history"))
+            _say(args, f"profile {profile}: {version} removed", version=version)
+
+
+def _history(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    for profile in _profiles(args, settings):
+        decisions = registry.history(profile)[-args.last :]
+        if args.json:
+            for decision in decisions:
+                print(json.dumps({"profile": profile, **asdict(decision)}))
+        elif decisions:
+            print(f"profile {profile}")
+            _print_history(decisions)
+
+
+# ---------------------------------------------------------------- naming and printing
+
+
+def _profiles(args: argparse.Namespace, settings: Settings) -> list[str]:
+    if args.profile is None:
+        return list(settings.profiles)
+    if args.profile not in settings.profiles:
+        raise ConfigurationError(f"no profile {args.profile!r}; there are {', '.join(settings.profiles)}")
+    return [args.profile]
+
+
+def _one_profile(args: argparse.Namespace, settings: Settings) -> str:
+    profiles = _profiles(args, settings)
+    if len(profiles) > 1:
+        raise ConfigurationError(f"which profile? --profile {' | '.join(profiles)}")
+    return profiles[0]
+
+
+def _find(args: argparse.Namespace, settings: Settings, registry: Registry, name: str) -> tuple[str, str]:
+    """The profile and the whole name of a version named by its first digits."""
+    found = [(p, v) for p in _profiles(args, settings) for v in registry.versions(p) if v.startswith(name)]
+    if not found:
+        raise VersionError(f"no version {name!r}; tidewatch models list shows them")
+    if len(found) > 1:
+        raise ConfigurationError(f"{name!r} may be {', '.join(f'{v} of {p}' for p, v in found)}; say more")
+    return found[0]
+
+
+def _say(args: argparse.Namespace, text: str, **values: str | None) -> None:
+    print(json.dumps(values) if args.json else text)
+
+
+def _table(lines: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_nested(key: str, value: Any) -> None:
+    if isinstance(value, dict):
+        print(f"{key}:")
+        for name, inner in value.items():
+            print(f"  {name}: {inner}")
+    else:
+        print(f"{key}: {value}")
+
+
+def _print_history(decisions: Sequence[Decision]) -> None:
+    for decision in decisions:
+        time = datetime.fromtimestamp(decision.time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        parent = f" (from {decision.parent})" if decision.parent else ""
+        print(f"{time}  {decision.event:<11} {decision.version}{parent} by {decision.by}: {decision.reason}")
+        if decision.figures:
+            print("    " + "  ".join(f"{name}={value:g}" for name, value in decision.figures.items()))
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace, Settings, Registry], None]] = {
+    "list": _list,
+    "show": _show,
+    "diff": _diff,
+    "promote": _promote,
+    "rollback": _rollback,
+    "pin": _pin,
+    "retrain": _retrain,
+    "export": _export,
+    "import": _import,
+    "history": _history,
+    "prune": _prune,
+}

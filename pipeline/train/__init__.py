@@ -1,0 +1,1 @@
+"""Offline training: from recordings to a model version with a report."""

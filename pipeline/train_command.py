@@ -1,0 +1,317 @@
+"""``tidewatch train``: fit a predictor offline, on recordings or on a range of a Kafka topic.
+
+Every stream is split in time order: the first part teaches, the second decides when to end, the third judges. What
+comes out is a folder with the weights (which a profile's predictor may name), a manifest that says how they were made,
+a report with pictures, and a checkpoint to resume from. Nothing that is fitted has seen the second or third part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from models.calibration import FULL_EFFORT, Effort
+from models.config import PredictorConfig
+from models.course import Course, Plan, Series, course_of
+from models.families import FAMILIES
+from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network
+from models.judging import Judgement, judge, trained_weights
+from models.pretrained import Weights
+from models.training import Checkpoint
+from models.training import Progress as Report
+from pipeline.clock import SystemClock
+from pipeline.errors import ConfigurationError
+from pipeline.registry import Registry, base_weights
+from pipeline.replay.inputs import (
+    KAFKA,
+    Chosen,
+    RawInput,
+    group_by_profile,
+    load_streams,
+    open_record_file,
+    open_topic,
+    parse_topic_range,
+    profile_of_raw,
+)
+from pipeline.settings import Profile, Settings
+from pipeline.sources.record_file import decode_records, is_record_file
+from pipeline.sources.recording import RecordedStream
+from pipeline.train.events import tensorboard_events
+from pipeline.train.report import HEADS, TrainingReport, rows
+from pipeline.wiring import build_cluster
+
+EXAMPLES = """\
+examples:
+  tidewatch train pumps.csv --out weights/pumps                        a GRU on a recording
+  tidewatch train pumps.csv --out weights/pumps --resume               go on where a run was stopped
+  tidewatch train --settings tidewatch.toml kafka:pump-windows@2026-03-01T00:00..2026-03-08T00:00 --out weights/week
+  tidewatch train pumps.csv --start-from gru --rate 3e-4 --out tuned   begin with the shipped weights
+  tidewatch train pumps.csv --cell tdnn --layers 3 --scope stream --out weights/together
+"""
+CHECKPOINT_FILE = "checkpoint.safetensors"
+QUICK_TAILS = Effort(series=44, hosts=8, units=8, observations=1024)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which data, which predictor, how to learn, and where the outputs go."""
+    parser.add_argument("recordings", nargs="+", metavar="RECORDING", help="file, folder, or kafka:TOPIC[@FROM..TO]")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for weights, report and checkpoint")
+    parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
+    parser.add_argument("--profile", metavar="NAME", help="the profile whose streams these are")
+    parser.add_argument("--publish", action="store_true", help="also publish as a version of the profile; not served")
+    parser.add_argument("--streams", action="append", default=[], metavar="GLOB", help="only these; may be repeated")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard events")
+    parser.add_argument("--quick-tails", action="store_true", help="pool tails over fewer generated series")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    which = parser.add_argument_group("predictor")
+    default = PredictorConfig()
+    which.add_argument("--cell", choices=tuple(FAMILIES), default=default.cell, help="family (default: gru)")
+    which.add_argument("--hidden", type=int, default=default.hidden, help="width; states of hmm, order of ar")
+    which.add_argument("--layers", type=int, default=default.layers, help="1 to 4")
+    which.add_argument("--kernel", type=int, default=default.kernel, help="observations that a convolution sees")
+    which.add_argument(
+        "--scope", choices=("feature", "stream"), default="feature", help="each feature by itself, or all at once"
+    )
+    which.add_argument("--start-from", metavar="NAME", help="gru, lstm, gru32 or a folder: begin with these weights")
+    _add_recipe(parser.add_argument_group("learning"))
+    split = parser.add_argument_group("splits")
+    plan = Plan()
+    split.add_argument("--train", type=float, default=plan.train, help="share of every stream that teaches")
+    split.add_argument("--validation", type=float, default=plan.validation, help="share after it; the rest is the test")
+    split.add_argument("--segment", type=int, default=plan.segment, help="observations learned in one go")
+
+
+def _add_recipe(group: Any) -> None:
+    default = Recipe()
+    group.add_argument("--optimiser", choices=get_args(Optimiser), default=default.optimiser)
+    group.add_argument("--rate", type=float, default=default.rate, help="first learning rate")
+    group.add_argument("--last-rate", type=float, default=default.last_rate)
+    group.add_argument("--schedule", choices=get_args(RateSchedule), default=default.schedule)
+    group.add_argument("--epochs", type=int, default=default.epochs, help="at most")
+    group.add_argument("--patience", type=int, default=default.patience, help="epochs without a better validation loss")
+    group.add_argument("--batch", type=int, default=default.batch, help="segments in a batch")
+    group.add_argument("--chunk", type=int, default=default.chunk, help="observations over which gradients flow")
+    group.add_argument("--dropout", type=float, default=default.dropout)
+    group.add_argument("--l2", type=float, default=default.l2)
+    group.add_argument("--gradient-norm", type=float, default=default.gradient_norm, help="longer ones are shortened")
+    group.add_argument("--no-flips", dest="flips", action="store_false", help="never show a segment upside down")
+    group.add_argument("--seed", type=int, default=default.seed)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, show progress, write weights and report; returns the exit code.
+
+    Raises
+    ------
+    ConfigurationError
+        Recordings or options are not as they must be.
+    """
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    settings = Settings.load(args.settings)
+    console = Console(highlight=False, soft_wrap=True)
+    name, profile, streams = _streams(args, settings)
+    recipe = _recipe(args)
+    base = None if args.start_from is None else base_weights(args.start_from)
+    predictor = _predictor(args, profile, base)
+    began_s = time.monotonic()
+    try:
+        course = course_of([_series(stream, profile) for stream in streams], predictor.scope, _plan(args))
+        fit = Fit(first_network(predictor, recipe.seed), course, recipe)
+    except ValueError as exc:
+        raise ConfigurationError(str(exc)) from exc
+    if base is not None:
+        fit.network.load_state_dict(base.network)
+    _learn(fit, args, console)
+    console.print(
+        f"epoch {fit.best_epoch} of {len(fit.history)} kept, validation loss "
+        f"{fit.history[fit.best_epoch - 1].validation_loss:.4f} nats per target"
+    )
+    judgement = judge(fit.network, course)
+    weights = _weights(fit, course, args, _about(fit, args, streams))
+    weights.save(args.out)
+    made_with = _made_with(args, name, streams, fit, weights)
+    page = TrainingReport(made_with, fit.history, fit.best_epoch, judgement).write(args.out)
+    _print(console, judgement)
+    console.print(f"{args.out}: weights {weights.fingerprint()}; report {page}; {time.monotonic() - began_s:.0f} s")
+    if args.publish:
+        version = Registry(settings.registry.folder).publish(name, weights, profile.fold())
+        console.print(f"published as version {version} of profile {name}; it is not served yet")
+    return 0
+
+
+# --- what to learn from -----------------------------------------------------------------------------------------------
+
+
+def _streams(args: argparse.Namespace, settings: Settings) -> tuple[str, Profile, list[RecordedStream]]:
+    """The streams, and the one profile they are of."""
+    chosen, found = Chosen(tuple(args.streams)), []
+    wanted: str | None = args.profile
+    paths = [Path(name) for name in args.recordings if not _is_raw(name)]
+    for name in args.recordings:
+        if _is_raw(name):
+            raw = _raw(name, settings)
+            wanted = profile_of_raw(raw, settings, wanted)
+            decoded = decode_records(raw.read(), settings.profiles[wanted], settings.limits, raw.name)
+            found += [stream for stream in decoded if chosen.has_stream(stream.name)]
+    if paths:
+        found += load_streams(paths, chosen)
+    if not found:
+        raise ConfigurationError("no stream to learn from")
+    groups = group_by_profile(found, settings.profiles, wanted)
+    if len(groups) > 1:
+        names = ", ".join(group.name for group in groups)
+        raise ConfigurationError(f"the recordings are of {len(groups)} kinds ({names}); choose one with --streams")
+    return groups[0].name, groups[0].profile, groups[0].streams
+
+
+def _is_raw(name: str) -> bool:
+    return name.startswith(KAFKA) or is_record_file(Path(name))
+
+
+def _raw(name: str, settings: Settings) -> RawInput:
+    if name.startswith(KAFKA):
+        return open_topic(build_cluster(settings), parse_topic_range(name.removeprefix(KAFKA)))
+    return open_record_file(Path(name))
+
+
+def _series(stream: RecordedStream, profile: Profile) -> Series:
+    """A stream as training sees it: late and repeated observations left out, as when serving."""
+    times_ms = torch.from_numpy(stream.times_ms)
+    newest = torch.cummax(times_ms, 0).values
+    kept = torch.ones(len(times_ms), dtype=torch.bool)
+    kept[1:] = times_ms[1:] > newest[:-1]
+    values = torch.from_numpy(stream.values)
+    return Series(stream.name, times_ms[kept], values[kept], profile.interval_s, profile.clock)
+
+
+def _predictor(args: argparse.Namespace, profile: Profile, base: Weights | None) -> PredictorConfig:
+    if base is not None:
+        return base.predictor
+    features = len(profile.features) if args.scope == "stream" else 1
+    return PredictorConfig(args.cell, args.hidden, args.layers, args.scope, features, args.kernel)
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
+    if min(recipe.epochs, recipe.patience, recipe.batch, recipe.chunk) < 1:
+        raise ConfigurationError("--epochs, --patience, --batch and --chunk must be at least 1")
+    if not 0 <= recipe.dropout < 1 or recipe.rate <= 0 or recipe.gradient_norm <= 0 or recipe.l2 < 0:
+        raise ConfigurationError("--dropout lies in [0, 1), --rate and --gradient-norm above 0, --l2 not below")
+    return recipe
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    if args.segment < 1:
+        raise ConfigurationError("--segment must be at least 1")
+    return Plan(args.train, args.validation, args.segment)
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+def _learn(fit: Fit, args: argparse.Namespace, console: Console) -> None:
+    """Run to the end, a checkpoint after each epoch."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    place = args.out / CHECKPOINT_FILE
+    if args.resume:
+        try:
+            fit.resume(Checkpoint.load(place))
+        except ValueError as exc:
+            raise ConfigurationError(str(exc)) from exc
+        console.print(f"resumed after epoch {len(fit.history)}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} updates, loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    clock = SystemClock()
+    with (
+        tensorboard_events(args.tensorboard, lambda: clock.wall_ms() / 1000) as tell,
+        Progress(*columns, console=console) as bar,
+    ):
+        task = bar.add_task("starting", total=None, loss="-")
+
+        def keep(checkpoint: Checkpoint) -> None:
+            checkpoint.save(place)
+            tell(len(fit.history), fit.history[-1])
+
+        try:
+            fit.run(lambda report: _show(bar, task, report), keep)
+        except RuntimeError as exc:
+            if "non-finite" not in str(exc):
+                raise
+            raise ConfigurationError(f"the training diverged: {exc}; take a smaller --rate") from exc
+
+
+def _show(bar: Progress, task: TaskID, report: Report) -> None:
+    loss = "-" if math.isnan(report.loss) else f"{report.loss:.3f}"
+    bar.update(task, description=report.phase, completed=report.done, total=report.total, loss=loss)
+
+
+def _weights(fit: Fit, course: Course, args: argparse.Namespace, about: dict[str, Any]) -> Weights:
+    config = fit.network.config
+    pooled = base_weights("gru").pooled if config.scope == "stream" else None
+    effort = QUICK_TAILS if args.quick_tails else FULL_EFFORT
+    return trained_weights(fit.network, course, fit.recipe.seed, about, pooled, effort)
+
+
+# --- what is said of it -----------------------------------------------------------------------------------------------
+
+
+def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]) -> dict[str, Any]:
+    """The manifest's words."""
+    return {
+        "command": _command(),
+        "corpus": f"{len(streams)} recorded streams, {sum(map(len, streams))} observations",
+        "seed": fit.recipe.seed,
+        "recipe": asdict(fit.recipe),
+        "plan": asdict(_plan(args)),
+        "start_from": args.start_from,
+        "best_epoch": fit.best_epoch,
+        "loss_per_epoch": [round(epoch.train_loss, 4) for epoch in fit.history],
+        "loss_validation": [round(epoch.validation_loss, 4) for epoch in fit.history],
+        "torch": torch.__version__,
+    }
+
+
+def _made_with(
+    args: argparse.Namespace, profile: str, streams: Sequence[RecordedStream], fit: Fit, weights: Weights
+) -> dict[str, str]:
+    rest = 1.0 - args.train - args.validation
+    return {
+        "command": _command(),
+        "profile": profile,
+        "data": f"{len(streams)} streams, {sum(map(len, streams))} observations, split {args.train:g} / "
+        f"{args.validation:g} / {rest:g} in time order",
+        "predictor": ", ".join(f"{key} {value}" for key, value in fit.network.config.to_dict().items()),
+        "learning": ", ".join(f"{key} {value}" for key, value in asdict(fit.recipe).items()),
+        "epochs": f"{len(fit.history)}, of which number {fit.best_epoch} was kept",
+        "weights": weights.fingerprint(),
+    }
+
+
+def _command() -> str:
+    return shlex.join(["tidewatch", *sys.argv[1:]])
+
+
+def _print(console: Console, judgement: Judgement) -> None:
+    table = Table(*HEADS)
+    for row in rows(judgement):
+        table.add_row(*row)
+    console.print(table)

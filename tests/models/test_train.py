@@ -1,0 +1,262 @@
+"""Offline training: learns, never looks ahead, resumes to the same weights, and judges beside the right controls."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.calibration import Effort
+from models.config import FoldConfig, PredictorConfig
+from models.course import Course, Plan, Series, course_of
+from models.fitting import Fit, Recipe, first_network, flipped, part_loss, rate_of
+from models.judging import Figures, judge, trained_weights
+from models.pretrained import PooledTails, Weights, builtin
+from models.step import Scorer
+from models.training import Checkpoint, Progress, chunks
+
+PLAN = Plan(segment=64, lead=16)
+RECIPE = Recipe(epochs=4, batch=6, chunk=20, rate=1e-2, dropout=0.1, patience=4)
+TINY = PredictorConfig("gru", hidden=6)
+LENGTH, START_MS = 400, 1_700_000_000_000
+
+
+def stream(number: int, length: int = LENGTH, features: int = 2) -> Series:
+    """Noisy waves with a missing value."""
+    draws = torch.Generator().manual_seed(number)
+    t = torch.arange(length)
+    waves = [torch.sin(2 * math.pi * t / 24 + number + feature) for feature in range(features)]
+    values = torch.stack(waves, 1) + 0.05 * torch.randn(length, features, generator=draws)
+    values[100, 0] = torch.nan
+    return Series(f"s{number}", START_MS + 60_000 * t, values, 60.0, has_clock=True)
+
+
+def course(scope="feature", streams=None) -> Course:
+    return course_of(streams or [stream(1), stream(2, 300)], scope, PLAN)
+
+
+def fit_of(made: Course, config: PredictorConfig = TINY, recipe: Recipe = RECIPE) -> Fit:
+    return Fit(first_network(config, recipe.seed), made, recipe)
+
+
+def nobody(_: object) -> None:
+    """Nobody listens."""
+
+
+def run(fit: Fit) -> Fit:
+    fit.run(nobody, nobody)
+    return fit
+
+
+@pytest.fixture(scope="module")
+def made() -> Course:
+    return course()
+
+
+def weights_of(fit: Fit) -> dict[str, torch.Tensor]:
+    return fit.network.state_dict()
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+def test_splits_follow_time_and_lose_nothing(made):
+    """Every valid observation of every feature is in exactly one part, the parts in the order of time."""
+    parts = [made.train, made.validation, made.test]
+    valid = sum(int(torch.isfinite(s.values).sum()) for s in (stream(1), stream(2, 300)))
+    assert sum(int(torch.isfinite(part.lessons.x).sum()) for part in parts) == valid
+    first = stream(1).values[:, 1]
+    for part, (begin, end) in zip(parts, ((0, 240), (240, 320), (320, 400)), strict=True):
+        mine = part.lessons.x[:, part.stream == 1]
+        assert torch.equal(mine.t()[torch.isfinite(mine.t())], first[begin:end])
+
+
+@pytest.mark.parametrize("scope", ["feature", "stream"])
+def test_what_comes_after_the_training_part_teaches_nothing(scope):
+    """A loss that has seen the test is no measurement: with another future, training parts are equal to the last bit."""
+    later = [replace(s, values=torch.cat((s.values[: int(0.6 * len(s.values))], 1e3 * torch.randn_like(
+        s.values[int(0.6 * len(s.values)) :])))) for s in (stream(1), stream(2, 300))]  # fmt: skip
+    one, two = course(scope), course(scope, later)
+    for name in ("inputs", "x", "mean", "sigma"):
+        assert torch.equal(getattr(one.train.lessons, name).nan_to_num(), getattr(two.train.lessons, name).nan_to_num())
+    assert torch.equal(one.train.unit, two.train.unit)
+    assert torch.equal(one.test.unit, two.test.unit)
+
+
+def test_no_target_lies_outside_its_part(made):
+    """Forecasts made late in the training part speak of the validation part: they must not be taught."""
+    targets = [exists for _, _, exists in chunks(made.train.lessons, 1000, 0)][0]
+    whole = course_of([stream(1)], "feature", Plan(segment=240, lead=0)).train
+    exists = [exists for _, _, exists in chunks(whole.lessons, 1000, 0)][0]
+    assert not exists[:20].any()
+    assert not exists[-1].any()
+    assert not exists[-8:, :, 3].any()
+    assert exists[-9, 1, 3]
+    assert targets.any()
+
+
+def test_a_gap_makes_no_difference_of_values():
+    """The step over a pause is no step of the stream; serving sets it to zero, so must training."""
+    quiet = stream(3)
+    times_ms = quiet.times_ms.clone()
+    times_ms[200:] += 3_600_000
+    moved = replace(quiet, times_ms=times_ms)
+    one = course_of([quiet], "feature", Plan(segment=400, lead=0)).train.lessons.inputs[200, :, 2]
+    two = course_of([moved], "feature", Plan(segment=400, lead=0)).train.lessons.inputs[200, :, 2]
+    assert float(one.abs().min()) > 0
+    assert float(two.abs().max()) == 0
+
+
+@pytest.mark.parametrize(
+    ("streams", "plan"),
+    [([], PLAN), ([stream(1, 40)], PLAN), ([stream(1)], Plan(train=0.9, validation=0.2)), ([stream(1)], Plan(0.0))],
+)
+def test_splits_that_leave_nothing_are_refused(streams, plan):
+    """An empty validation part would end every run at its first epoch, silently."""
+    with pytest.raises(ValueError, match="must leave|at least"):
+        course_of(streams, "feature", plan)
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "rmsprop", "sgd"])
+def test_every_optimiser_learns(made, optimiser):
+    """An option that does not learn is worse than none."""
+    fit = fit_of(made, recipe=replace(RECIPE, optimiser=optimiser, rate=0.2 if optimiser == "sgd" else 1e-2))
+    before = part_loss(fit.network, made.validation)
+    assert fit.history == []
+    run(fit)
+    assert fit.history[fit.best_epoch - 1].validation_loss < before - 0.1
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "tdnn", "conv", "seq2seq", "hmm", "ar"])
+@pytest.mark.parametrize("scope", ["feature", "stream"])
+def test_every_family_learns(cell, scope):
+    """One trainer serves all families, seeing one feature or several."""
+    config = PredictorConfig(cell, hidden=6, scope=scope, features=2 if scope == "stream" else 1)
+    fit = fit_of(course(scope), config)
+    before = part_loss(fit.network, fit.course.validation)
+    run(fit)
+    assert fit.history[fit.best_epoch - 1].validation_loss < before - 0.1
+
+
+def test_a_seed_gives_the_same_weights(made):
+    """A manifest names a command; running it again must give the same model."""
+    one, two, other = (run(fit_of(made, recipe=replace(RECIPE, seed=seed))) for seed in (1, 1, 2))
+    assert all(torch.equal(one.network.state_dict()[name], t) for name, t in weights_of(two).items())
+    assert any(not torch.equal(one.network.state_dict()[name], t) for name, t in weights_of(other).items())
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(made, tmp_path):
+    """Stopped after two of four epochs, saved, loaded, resumed: the same weights to the last bit, the same losses."""
+    whole = run(fit_of(made))
+    stopped = fit_of(made)
+    for _ in range(2):
+        stopped.run_epoch(nobody)
+    stopped.checkpoint().save(tmp_path / "c.safetensors")
+    resumed = fit_of(made)
+    resumed.resume(Checkpoint.load(tmp_path / "c.safetensors"))
+    run(resumed)
+    assert resumed.history == whole.history
+    assert all(torch.equal(whole.network.state_dict()[name], t) for name, t in weights_of(resumed).items())
+
+
+def test_foreign_checkpoints_are_refused(made, tmp_path):
+    """Going on from another run's optimiser would be a training that nobody asked for."""
+    fit = fit_of(made)
+    fit.run_epoch(nobody)
+    with pytest.raises(ValueError, match="another recipe"):
+        fit_of(made, recipe=replace(RECIPE, rate=1e-3)).resume(fit.checkpoint())
+    with pytest.raises(ValueError, match="another data"):
+        fit_of(course(streams=[stream(5)])).resume(fit.checkpoint())
+    (tmp_path / "c").write_bytes(b"nothing of ours")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        Checkpoint.load(tmp_path / "c")
+
+
+def test_early_stopping_keeps_the_best_epoch(made):
+    """With a rate that ruins what was learned, the run ends after its patience and hands out the best weights."""
+    fit = fit_of(made, recipe=replace(RECIPE, rate=1.0, schedule="constant", epochs=30, patience=2, dropout=0.0))
+    run(fit)
+    losses = [epoch.validation_loss for epoch in fit.history]
+    assert len(losses) < 30
+    assert fit.best_epoch == 1 + losses.index(min(losses)) == len(losses) - 2
+    assert part_loss(fit.network, made.validation) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_rates_follow_their_schedule():
+    """The first epoch has the first rate, the last one the last."""
+    assert rate_of(RECIPE, 0) == RECIPE.rate
+    assert rate_of(RECIPE, RECIPE.epochs - 1) == pytest.approx(RECIPE.last_rate)
+    assert rate_of(replace(RECIPE, schedule="constant"), 3) == RECIPE.rate
+    assert [rate_of(replace(RECIPE, schedule="halving", last_rate=1e-3), n) for n in (4, 5, 99)] == [1e-2, 5e-3, 1e-3]
+
+
+def test_progress_ends_at_its_total(made):
+    """A bar that overshoots tells its reader the wrong time left."""
+    heard: list[Progress] = []
+    fit = fit_of(made)
+    fit.run(heard.append, nobody)
+    assert heard[-1].done == heard[-1].total == 4 * fit.updates_per_epoch
+
+
+def test_upside_down_segments_stay_a_corpus(made):
+    """A flip must turn inputs and targets alike, each feature by itself."""
+    both = course("stream").train.lessons
+    turned = flipped(both, torch.Generator().manual_seed(1))
+    sign = torch.where(torch.isfinite(both.x), turned.x / both.x, torch.nan).nanmean(0)
+    assert set(sign.flatten().tolist()) == {-1.0, 1.0}
+    z, turned_z = (lessons.inputs.unflatten(2, (-1, 12))[..., 0] for lessons in (both, turned))
+    torch.testing.assert_close(turned_z, z * sign)
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+def test_judgement_stands_beside_naive_and_ar(made):
+    """Last value's errors are differences of the series: computed here from the values alone."""
+    figures = judge(run(fit_of(made)).network, made).figures
+    errors = []
+    for own, (begin, end) in ((stream(1), (320, 400)), (stream(2, 300), (240, 300))):
+        unit = torch.stack([c[torch.isfinite(c)].std(correction=0) for c in own.values[: int(0.6 * len(own.values))].T])
+        errors.append(((own.values[begin:end] - own.values[begin - 1 : end - 1]) / unit).flatten())
+    wanted = torch.cat(errors)
+    assert figures["naive"][0].mae == pytest.approx(float(wanted.abs().mean()), rel=1e-4)
+    assert figures["naive"][0].rmse == pytest.approx(float(wanted.square().mean().sqrt()), rel=1e-4)
+    assert figures["ar"][2].mse < 0.2 * figures["naive"][2].mse
+    assert [f.k for f in figures["trained"]] == [1, 4, 8]
+
+
+def test_skill_is_the_share_of_error_that_is_gone():
+    """0 as good as the control, 100 perfect, below 0 worse."""
+    control = Figures(1, 1.0, 2.0, 4.0)
+    assert [Figures(1, 0, 0, mse).skill(control) for mse in (4.0, 0.0, 8.0)] == [0.0, 100.0, -100.0]
+
+
+@pytest.mark.parametrize("scope", ["feature", "stream"])
+def test_trained_weights_are_served(scope, tmp_path):
+    """What training writes, a worker loads and scores with."""
+    config = PredictorConfig("gru", hidden=6, scope=scope, features=2 if scope == "stream" else 1)
+    fit = fit_of(course(scope), config, replace(RECIPE, epochs=1))
+    run(fit)
+    pooled = PooledTails() if scope == "stream" else None
+    effort = Effort(series=11, hosts=4, units=4, observations=500)
+    trained_weights(fit.network, fit.course, 1, {"seed": 1}, pooled, effort).save(tmp_path)
+    scorer = Scorer(Weights.load(tmp_path), FoldConfig(("a", "b"), 60.0))
+    x = stream(4).values[:50].unsqueeze(1)
+    times_ms = stream(4).times_ms[:50].unsqueeze(1)
+    score = scorer.score(scorer.rows(1), torch.arange(1), x, times_ms, torch.tensor([-1])).score
+    assert bool(torch.isfinite(score).all())
+
+
+def test_shipped_weights_can_be_trained_on(made):
+    """Fine-tuning begins where pretraining ended."""
+    weights = builtin("gru32")
+    fit = fit_of(made, weights.predictor, replace(RECIPE, epochs=1, rate=1e-3))
+    untrained = part_loss(fit.network, made.validation)
+    fit.network.load_state_dict(weights.network)
+    assert part_loss(fit.network, made.validation) < untrained
+    run(fit)

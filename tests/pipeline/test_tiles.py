@@ -1,0 +1,69 @@
+"""A batch is cut into tiles that threads share out; nothing that leaves the engine may tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.pretrained import builtin
+from models.step import Scorer
+from pipeline.engine import MAX_CALL_ROWS, MIN_CALL_ROWS, Engine, Share, tile_streams
+from pipeline.records import Partition, Windows
+from pipeline.resident import SCRATCH
+from pipeline.settings import Profile
+
+PARTITION = Partition("plant", 0)
+PROFILE = Profile(topics=("plant",), features=("a", "b", "c", "d"), interval_s=60.0, evidence="single")
+STREAMS = 1500
+
+
+def batches() -> list[Windows]:
+    """Noise for more streams than fit into one tile, two observations each."""
+    noise = np.random.default_rng(3).normal(size=(4, 2 * STREAMS, 4)).astype(np.float32)
+    return [
+        Windows(
+            [f"pump-{stream}" for stream in range(STREAMS)],
+            np.arange(number * STREAMS, (number + 1) * STREAMS),
+            np.full(STREAMS, -1),
+            np.full(STREAMS, 2),
+            np.zeros(STREAMS, np.bool_),
+            np.zeros(STREAMS, np.uint8),
+            np.tile(60_000 * (2 * number + np.arange(2)), STREAMS),
+            values,
+        )
+        for number, values in enumerate(noise)
+    ]
+
+
+def scores(threads: int) -> tuple[bytes, bytes]:
+    """Scores of all batches, and the rows they leave."""
+    scorer = Scorer(builtin("gru"), PROFILE.fold())
+    engine = Engine("plant", PROFILE, lambda version: scorer, 2 * STREAMS, threads=threads)
+    engine.bring_to(PARTITION, "v1")
+    rows = engine.rows("v1")
+    rows.make_room(STREAMS)
+    rows.admit_fresh(PARTITION, [f"pump-{stream}" for stream in range(STREAMS)], 0)
+    found = b""
+    for windows in batches():
+        rows.begin_batch()
+        (out,) = engine.absorb(rows, [Share(PARTITION, windows, 0)], 0.0).scores
+        found += out.score.tobytes() + out.threshold.tobytes() + out.signal.tobytes()
+    (image,) = rows.images({PARTITION: 4 * STREAMS}, None)
+    return found, image.rows.numpy().tobytes()
+
+
+def test_threads_change_no_bit_of_scores_and_rows() -> None:
+    """A worker with more cores must go on exactly where one with fewer stopped."""
+    assert scores(threads=3) == scores(threads=1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize("features", [1, 8, 64])
+@pytest.mark.parametrize("streams", [3**power for power in range(12)])
+def test_tiles_are_even_and_of_a_good_size(streams: int, features: int, threads: int) -> None:
+    """An oversized tile leaves the cache, a tiny one is all overhead, and only the last may need padding."""
+    size = tile_streams(streams, features, threads)
+    assert size % SCRATCH == 0
+    assert size * features <= MAX_CALL_ROWS + SCRATCH * features
+    if streams * features >= 2 * MIN_CALL_ROWS:
+        assert size * features >= MIN_CALL_ROWS // 2
