@@ -42,8 +42,11 @@ from models.training import FIRST_TARGET, HORIZON_WEIGHTS, Lessons, chunks, feat
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
+Learned = dict[str, Tensor]
+"""A network's state dict on the CPU."""
+
 STATISTICS = 7
-GENERATED_SERIES, GENERATED_LENGTH = 8 * len(FAMILIES), 512
+GENERATED_SERIES, GENERATED_LENGTH = 16 * len(FAMILIES), 256
 
 
 # ---------------------------------------------------------------- lessons
@@ -313,14 +316,14 @@ class Pupil(Forecaster):
             skipped=skipped,
         )
 
-    def learned(self) -> dict[str, Tensor]:
+    def learned(self) -> Learned:
         """A copy of the network's weights, on the CPU."""
         return {name: t.detach().cpu().clone() for name, t in self.network.state_dict().items()}
 
 
 def renewed(
     base: Weights,
-    network: dict[str, Tensor],
+    network: Learned,
     seen: Sequence[Lessons],
     seed: int,
     effort: Effort,

@@ -41,15 +41,14 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pipeline.bench.engine import NaiveNetwork, compute_rates
 from pipeline.bench.kafka import fill, offering, plain_messages, remove, timestamps_ms
-from pipeline.bench.naive import naive_rate
-from pipeline.bench.path import Drive, Ends, latencies_ms, path_rate, read_rate
+from pipeline.bench.naive import NaiveLoop
+from pipeline.bench.path import Drive, Ends, PathRate, latencies_ms, read_rate
 from pipeline.bench.redis import RedisHiddenStates, forget
 from pipeline.bench.report import LengthFigures, Machine, RowFigures, table, versions
 from pipeline.bench.traffic import FEATURES, INTERVAL_MS, Traffic
@@ -79,6 +78,7 @@ LENGTHS = (1, 16)
 _OPEN_REDIS = dict.fromkeys(("username", "password", "ca_file", "cert_file", "key_file"))
 PARTITIONS = 4
 NAIVE_WARM_UP = 200
+TURNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +198,9 @@ class _Length:
         create_topics(",".join(self._bootstrap), topics, {"message.timestamp.type": "LogAppendTime"})
         try:
             first, ends = self._traffic.ends(topic, 1), self._traffic.ends(topic, 1 + self._rounds)
-            self._path(kind, first, ends, figures)
+            self._path(kind, first, figures)
             if kind == "single":
                 self._read(first, ends)
-                self._naive(first, ends)
         finally:
             remove(self._bootstrap, list(topics), [topic, f"{topic}-read"])
 
@@ -261,20 +260,10 @@ class _Length:
             rate = read_rate(source, build_messages(settings), "single", first, ends, most, seconds)
         self._found.read = rate * self._traffic.observations_per_message
 
-    def _naive(self, first: Ends, ends: Ends) -> None:
-        count = sum(ends.values()) - sum(first.values())
-        step, warm_up = NaiveNetwork().step, min(NAIVE_WARM_UP, count // 2)
-        with (
-            self._says("the naive loop"),
-            closing(RedisHiddenStates(self._redis_url, f"{self._name}:")) as states,
-            closing(plain_messages(self._bootstrap, first)) as messages,
-        ):
-            self._found.naive = naive_rate(islice(messages, count), states, step, warm_up, self._effort.naive_s)
-
-    def _path(self, kind: str, first: Ends, ends: Ends, figures: RowFigures) -> None:
+    def _path(self, kind: str, first: Ends, figures: RowFigures) -> None:
         """The worker starts every stream, then meets a full topic, then a steady flow."""
         settings = self._settings_of(kind)
-        topic, rounds = settings.profiles[kind].topics[0], self._rounds
+        topic = settings.profiles[kind].topics[0]
         self._fill(topic, -1, self._traffic.streams)
         worker = build_worker(settings, _nobody)
         drive = Drive(worker)
@@ -282,18 +271,41 @@ class _Length:
         try:
             with self._says(f"{kind}: the first observation of {self._traffic.streams} streams"):
                 drive.until(first)
-            self._fill(topic, 0, rounds * self._traffic.streams)
-            with self._says(f"{kind}: the whole path"):
-                rate = path_rate(drive, ends)
+            self._fill(topic, 0, self._rounds * self._traffic.streams)
+            rate = self._path_and_naive(drive, first) if kind == "single" else self._path_alone(drive, kind)
             figures.path = rate.messages_per_s * self._traffic.observations_per_message
             figures.path_stages = rate.stages
             if kind == "single":
-                self._latency(drive, topic, rounds, 0.5 * rate.messages_per_s)
+                self._latency(drive, topic, self._rounds, 0.5 * rate.messages_per_s)
         finally:
             gc.unfreeze()
             worker.stop()
             with closing(RedisStateStore.connect(self._redis_url)) as store:
                 forget(self._redis_url, store.keys(settings.kafka.group))
+
+    def _path_alone(self, drive: Drive, kind: str) -> PathRate:
+        rate = PathRate()
+        with self._says(f"{kind}: the whole path"):
+            rate.stretch(drive, (1 + self._rounds) * self._traffic.streams)
+        return rate
+
+    def _path_and_naive(self, drive: Drive, first: Ends) -> PathRate:
+        """Path and naive loop by turns over the same messages, so that both meet the same neighbours."""
+        count = self._rounds * self._traffic.streams
+        rate = PathRate()
+        with (
+            closing(RedisHiddenStates(self._redis_url, f"{self._name}:")) as states,
+            closing(plain_messages(self._bootstrap, first)) as messages,
+        ):
+            naive = NaiveLoop(islice(messages, count), states, NaiveNetwork().step)
+            naive.warm_up(min(NAIVE_WARM_UP, count // 2))
+            for turn in range(1, TURNS + 1):
+                with self._says(f"the naive loop, {turn} of {TURNS}"):
+                    naive.run(self._effort.naive_s / TURNS)
+                with self._says(f"single: the whole path, {turn} of {TURNS}"):
+                    rate.stretch(drive, self._traffic.streams + count * turn // TURNS)
+        self._found.naive = naive.rate
+        return rate
 
     def _fill(self, topic: str, first_round: int, count: int) -> None:
         with self._says(f"filling a topic with {count} messages"):

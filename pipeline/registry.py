@@ -42,7 +42,7 @@ class Decision:
     time_ms
         Wall clock.
     event
-        ``published``, ``candidate``, ``promoted``, ``rejected``, ``rolled back``, ``confirmed``, ``held``, ``pinned``,
+        ``candidate``, ``promoted``, ``rejected``, ``rolled back``, ``confirmed``, ``held``, ``pinned``,
         ``unpinned``, ``imported``, ``retrain``, ``drift``, ``abandoned``, ``removed``.
     version
         The version it is about: the one served from now on, the one given up by a rollback.

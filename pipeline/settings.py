@@ -425,8 +425,8 @@ class Learner(_Section):
         a day is never learned.
     max_imputed
         Share of missing values above which a stretch does not teach.
-    tail_series
-        Generated series folded for a version's pooled tails.
+    tail_series, tail_observations
+        Generated series folded for a version's pooled tails, and observations of each.
     keep_versions
         Newest versions never removed.
     """
@@ -446,7 +446,8 @@ class Learner(_Section):
     margin: PositiveFloat = 0.02
     lasting_s: PositiveFloat = 129_600.0
     max_imputed: Annotated[float, Field(ge=0, le=1)] = 0.1
-    tail_series: PositiveInt = 88
+    tail_series: Annotated[int, Field(ge=8)] = 88
+    tail_observations: Annotated[int, Field(ge=500)] = 1024
     keep_versions: Annotated[int, Field(ge=1)] = 10
 
 

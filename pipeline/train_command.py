@@ -61,7 +61,7 @@ examples:
   tidewatch train pumps.csv --cell tdnn --layers 3 --scope stream --out weights/together
 """
 CHECKPOINT_FILE = "checkpoint.safetensors"
-QUICK_TAILS = Effort(series=44, hosts=8, units=8, observations=1024)
+QUICK_TAILS = Effort(series=44, hosts=8, units=8, observations=600)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import msgpack
@@ -27,25 +29,52 @@ class HiddenStates(Protocol):
         ...
 
 
-def naive_rate(messages: Iterator[bytes], states: HiddenStates, step: Step, warm_up: int, seconds: float) -> float:
-    """Observations/s of: poll, unpack, GET of a stream's hidden states, network and head, SET.
+@dataclass(slots=True)
+class NaiveLoop:
+    """Poll, unpack, GET of a stream's hidden states, network and head, SET; no transaction, no scoring, no batches.
 
-    No transaction, no scoring, nothing batched. The first ``warm_up`` messages are not counted; then as many as there
-    are, for ``seconds`` at most.
+    Attributes
+    ----------
+    observations, seconds
+        Done by :meth:`run`, over all its calls.
     """
-    observations = 0
-    began = now = 0.0
-    for number, message in enumerate(messages):
-        if number == warm_up:
-            began = time.perf_counter()
-        unpacked = msgpack.unpackb(message)
-        stream_id, values = unpacked[1], np.frombuffer(bytearray(unpacked[5]), "<f4").reshape(-1, FEATURES)
-        states.set(stream_id, step(states.get(stream_id), values))
-        if number >= warm_up:
-            observations += values.size
+
+    messages: Iterator[bytes]
+    states: HiddenStates
+    step: Step
+    observations: int = 0
+    seconds: float = 0.0
+
+    def warm_up(self, messages: int) -> None:
+        """Take so many messages that are not counted."""
+        for message in islice(self.messages, messages):
+            self._take(message)
+
+    def run(self, seconds: float) -> None:
+        """Go on for so long, or to the end of the messages."""
+        began = now = time.perf_counter()
+        for message in self.messages:
+            self.observations += self._take(message)
             now = time.perf_counter()
             if now - began > seconds:
                 break
-    if not observations:
-        raise ValueError(f"no more than the {warm_up} messages that are not counted")
-    return observations / (now - began)
+        self.seconds += now - began
+
+    @property
+    def rate(self) -> float:
+        """Observations/s.
+
+        Raises
+        ------
+        ValueError
+            There was no message to count.
+        """
+        if not self.observations:
+            raise ValueError("the naive loop found no message to count")
+        return self.observations / self.seconds
+
+    def _take(self, message: bytes) -> int:
+        unpacked = msgpack.unpackb(message)
+        stream_id, values = unpacked[1], np.frombuffer(bytearray(unpacked[5]), "<f4").reshape(-1, FEATURES)
+        self.states.set(stream_id, self.step(self.states.get(stream_id), values))
+        return values.size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,11 @@ class Reached:
     at_s: float
     at_ms: int
     offsets: dict[Partition, int]
+
+    @property
+    def total(self) -> int:
+        """Messages committed in all."""
+        return sum(self.offsets.values())
 
 
 @dataclass(slots=True)
@@ -55,38 +60,62 @@ class Drive:
             self.history.append(Reached(time.perf_counter(), time.time_ns() // 1_000_000, offsets))
 
     def until(self, ends: Ends) -> Reached:
-        """Step until everything below ``ends`` is committed.
+        """Step until everything below ``ends`` is committed. Raises as :meth:`until_total` does."""
+        return self._until(lambda reached: all(reached.offsets.get(p, -1) >= end for p, end in ends.items()))
+
+    def until_total(self, messages: int) -> Reached:
+        """Step until so many messages are committed, of whatever partitions.
 
         Raises
         ------
         BrokerAway
             Nothing was committed for a minute.
         """
-        while not self.history or not _has(self.history[-1], ends):
+        return self._until(lambda reached: reached.total >= messages)
+
+    def _until(self, is_there: Callable[[Reached], bool]) -> Reached:
+        began = time.perf_counter()
+        while not self.history or not is_there(self.history[-1]):
             self.step()
-            if self.history and time.perf_counter() - self.history[-1].at_s > PATIENCE_S:
-                raise BrokerAway(f"nothing was committed for {PATIENCE_S:g} s; reached {self.history[-1].offsets}")
+            newest = max(began, self.history[-1].at_s if self.history else began)
+            if time.perf_counter() - newest > PATIENCE_S:
+                raise BrokerAway(f"nothing was committed for {PATIENCE_S:g} s")
         return self.history[-1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PathRate:
-    """Messages/s from topic to committed offset, over ``seconds``, and the shares of the worker's stages in them."""
+    """Messages from topic to committed offset, in stretches of a full topic.
 
-    messages_per_s: float
-    seconds: float
-    stages: dict[str, float]
+    Attributes
+    ----------
+    messages, seconds, stages_s
+        Of all stretches; ``stages_s`` by stage of the worker.
+    """
 
+    messages: int = 0
+    seconds: float = 0.0
+    stages_s: dict[str, float] = field(default_factory=dict)
 
-def path_rate(drive: Drive, ends: Ends) -> PathRate:
-    """Let the worker run from where it stands to ``ends``, all of which is in the topic."""
-    start = drive.history[-1]
-    began = time.perf_counter()
-    drive.stages_s.clear()
-    stop = drive.until(ends)
-    seconds = stop.at_s - began
-    messages = sum(stop.offsets[partition] - start.offsets[partition] for partition in ends)
-    return PathRate(messages / seconds, seconds, {name: s / seconds for name, s in sorted(drive.stages_s.items())})
+    def stretch(self, drive: Drive, total: int) -> None:
+        """Let the worker go on from where it stands until ``total`` messages are committed."""
+        before, stages = drive.history[-1].total, dict(drive.stages_s)
+        began = time.perf_counter()
+        stop = drive.until_total(total)
+        self.seconds += time.perf_counter() - began
+        self.messages += stop.total - before
+        for stage, seconds in drive.stages_s.items():
+            self.stages_s[stage] = self.stages_s.get(stage, 0.0) + seconds - stages.get(stage, 0.0)
+
+    @property
+    def messages_per_s(self) -> float:
+        """Their rate."""
+        return self.messages / self.seconds
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Each stage's share of the time."""
+        return {stage: seconds / self.seconds for stage, seconds in sorted(self.stages_s.items())}
 
 
 def latencies_ms(history: list[Reached], partition: Partition, begin: int, arrived_ms: Int64) -> Int64:
@@ -135,7 +164,3 @@ def _wait_for_assignment(source: Source, wanted: Ends) -> None:
         source.poll(0.1, 1)
         if time.monotonic() > until:
             raise BrokerAway(f"no partition was assigned within {PATIENCE_S:g} s")
-
-
-def _has(reached: Reached, ends: Ends) -> bool:
-    return all(reached.offsets.get(partition, -1) >= end for partition, end in ends.items())

@@ -12,20 +12,32 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from models.calibration import Effort
 from models.config import HiddenOnSwap
 from models.drift import DriftDetector
-from models.learner import Pupil, Sight, Stretches, UpdateReport, generated_lessons, lessons_of, renewed, without_past
+from models.learner import (
+    Learned,
+    Pupil,
+    Sight,
+    Stretches,
+    UpdateReport,
+    generated_lessons,
+    lessons_of,
+    renewed,
+    without_past,
+)
 from models.pretrained import Weights
+from models.training import Lessons
 from pipeline.errors import VersionError
 from pipeline.learning.cutting import Cutter, Stretch
 from pipeline.learning.follow import followed
-from pipeline.learning.gate import NORMAL, WARMING_UP, Gate
+from pipeline.learning.gate import CLOSED, NORMAL, WARMING_UP, Gate
 from pipeline.learning.reservoir import Reservoir
 from pipeline.learning.shadow import Shadow
 from pipeline.learning.trial import Trial, Verdict
@@ -44,6 +56,9 @@ HARDER = 4
 """How many times as much is learned from a stretch while the family drifts."""
 
 FRESH_KEPT = 256
+
+
+Renew = Callable[[Weights, Learned, Sequence[Lessons], int, Effort, dict[str, Any]], Weights]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +94,8 @@ class Course:
         As the worker's.
     live_versions
         Versions named in live histories, which must not be removed; ``None`` where they cannot be told now.
+    renew
+        Makes complete weights around a network that has learned.
 
     Raises
     ------
@@ -96,10 +113,11 @@ class Course:
         device: str = "cpu",
         hidden: HiddenOnSwap = "carry",
         live_versions: Callable[[], set[str] | None] = lambda: None,
+        renew: Renew = renewed,
     ) -> None:
         self.name, self._profile, self._registry, self._rules = name, profile, registry, rules
         self._wall_ms, self._device, self._hidden = wall_ms, device, hidden
-        self._live_versions = live_versions
+        self._live_versions, self._renew = live_versions, renew
         self._names: set[str] = set()
         self._sights: dict[str, Sight] = {}
         self._cutter = Cutter(rules.stretch, profile.interval_s)
@@ -208,6 +226,8 @@ class Course:
             reason = self._gate.judge(each, loss)
             if is_fresh and reason != WARMING_UP:
                 self._watch_drift(loss)
+            if is_fresh and other is not None:
+                self._compare(reason, loss, float(other[number]))
             if reason != NORMAL or not math.isfinite(loss):
                 continue
             mine = stretches.of_stream(number, features)
@@ -217,14 +237,14 @@ class Course:
                 self._stretches += 1
                 self._credits += HARDER if self._harder else 1
                 self._progress.append((loss, float(learning[number])))
-                if self._trial is not None and other is not None:
-                    self._compare(loss, float(other[number]))
 
-    def _compare(self, serving: float, other: float) -> None:
-        assert self._trial is not None
-        if self._phase == "shadow":
+    def _compare(self, reason: str, serving: float, other: float) -> None:
+        """A candidate must be better on what is normal; a promoted version must not be worse on what has changed."""
+        if self._trial is None:
+            return
+        if self._phase == "shadow" and reason == NORMAL:
             self._trial.compare(other, serving)
-        else:
+        elif self._phase == "probation" and reason in (NORMAL, CLOSED):
             self._trial.compare(serving, other)
 
     def _watch_drift(self, loss: float) -> None:
@@ -306,8 +326,8 @@ class Course:
         about = {"parent": parent, "made_by": "tidewatch learner", **{k: v for k, v in figures.items() if v == v}}
         sample = [each.lessons for each in self._reservoir.sample(min(len(self._reservoir), 64))]
         series = self._rules.tail_series
-        effort = Effort(series, max(4, series // 8), max(4, series // 8), 1024)
-        weights = renewed(self._serving.weights, self._pupil.learned(), sample, self._updates, effort, about)
+        effort = Effort(series, max(4, series // 8), max(4, series // 8), self._rules.tail_observations)
+        weights = self._renew(self._serving.weights, self._pupil.learned(), sample, self._updates, effort, about)
         version = self._registry.publish(self.name, weights, self._profile.fold())
         self._is_forced = False
         if version == parent:

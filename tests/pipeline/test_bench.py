@@ -19,7 +19,7 @@ from rich.console import Console
 from models.pretrained import builtin
 from models.step import Scorer
 from pipeline.bench.engine import NaiveNetwork, compute_rates
-from pipeline.bench.naive import naive_rate
+from pipeline.bench.naive import NaiveLoop
 from pipeline.bench.path import Reached, latencies_ms
 from pipeline.bench.report import LengthFigures, RowFigures, table
 from pipeline.bench.traffic import FEATURES, Traffic
@@ -138,8 +138,10 @@ def test_naive_loop_carries_hidden_states_from_message_to_message() -> None:
     """The yardstick must do the work it is named for: one GET, the network on all 8 features, one SET."""
     states = States()
     values = (message.value for message in TRAFFIC.messages(0))
-    rate = naive_rate(values, states, NaiveNetwork().step, warm_up=TRAFFIC.streams, seconds=0.0)
-    assert rate > 0
+    naive = NaiveLoop(values, states, NaiveNetwork().step)
+    naive.warm_up(TRAFFIC.streams)
+    naive.run(seconds=0.0)
+    assert naive.rate > 0
     assert states.asked > TRAFFIC.streams
     assert len(states.kept) == TRAFFIC.streams
     hidden = np.frombuffer(states.kept["unit-000000"], np.float32)

@@ -1,0 +1,418 @@
+"""The slow loop: what may teach, what is kept, when a version changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.calibration import Effort
+from models.learner import Learned
+from models.pretrained import Weights
+from models.training import Lessons
+from pipeline.errors import BrokerAway
+from pipeline.learning.budget import Budget
+from pipeline.learning.course import Course
+from pipeline.learning.cutting import Cutter, Stretch
+from pipeline.learning.follow import followed
+from pipeline.learning.gate import ANOMALOUS, CLOSED, IMPUTED, NORMAL, WARMING_UP, Gate
+from pipeline.learning.reservoir import Reservoir
+from pipeline.learning.trial import Trial, Verdict
+from pipeline.partition import to_offset
+from pipeline.records import CONTROL_FORGET, Committed, Partition, Scores, Windows
+from pipeline.registry import Decision, Registry
+from pipeline.settings import Learner as Rules
+from pipeline.settings import Profile
+from pipeline.versions_in_use import versions_in_use
+from tests.builders import START_MS, FakeClock, make_profile, tiny_weights
+
+INTERVAL_MS = 600_000
+DAY_MS = 86_400_000
+LENGTH = 32
+STRETCH_MS = LENGTH * INTERVAL_MS
+HERE = Partition("input", 0)
+QUIET_LOSS = 0.5
+
+
+# ---------------------------------------------------------------- what may teach
+
+
+class Judged:
+    """A gate, and a stream that says a stretch at a time."""
+
+    def __init__(self, lasting_s: float = 1.5 * 86_400) -> None:
+        self.gate = Gate(lasting_s, 0.1)
+        self.random = np.random.default_rng(0)
+        self.number = 0
+
+    def say(
+        self, level: float = 0.0, spread: float = 1.0, loss: float = QUIET_LOSS, stretches: int = 1, **what: Any
+    ) -> list[str]:
+        """Judge stretches of this kind."""
+        found = []
+        for _ in range(stretches):
+            times = START_MS + self.number * STRETCH_MS + INTERVAL_MS * np.arange(LENGTH)
+            values = (level + spread * self.random.standard_normal((LENGTH, 1))).astype(np.float32)
+            fields = {"anomalous": 0, "warming_up": 0, "imputed": 0.0, "follows_gap": False} | what
+            found.append(self.gate.judge(Stretch("s", times, values, **fields), loss))
+            self.number += 1
+        return found
+
+
+@pytest.fixture
+def stream() -> Judged:
+    """A stream that is known."""
+    judged = Judged()
+    assert judged.say(stretches=20) == [NORMAL] * 20
+    return judged
+
+
+def test_only_normal_stretches_teach(stream: Judged) -> None:
+    """What was anomalous, imputed or not yet judged is named, and left out."""
+    assert stream.say(imputed=0.5) == [IMPUTED]
+    assert stream.say(warming_up=3) == [WARMING_UP]
+    assert stream.say(anomalous=1) == [ANOMALOUS]
+
+
+def test_a_short_surprise_closes_a_stream_for_as_long_as_it_is_unlike_itself(stream: Judged) -> None:
+    """The stretch after an alarm teaches again, if it looks like before."""
+    assert stream.say(level=30, anomalous=2) == [ANOMALOUS]
+    assert stream.say() == [NORMAL]
+
+
+@pytest.mark.parametrize("fault", [{"level": 9.0}, {"spread": 0.02}, {"spread": 6.0}, {"loss": 3.0}])
+def test_a_fault_of_a_day_is_never_learned(stream: Judged, fault: dict[str, float]) -> None:
+    """The fold gets used to a fault within hours and alarms no more; the learner must not take that for health."""
+    assert stream.say(**fault, anomalous=3) == [ANOMALOUS]
+    a_day = round(DAY_MS / STRETCH_MS)
+    assert stream.say(**fault, stretches=a_day) == [CLOSED] * a_day
+    assert stream.say() == [NORMAL]
+
+
+def test_a_creeping_fault_without_an_alarm_closes_too(stream: Judged) -> None:
+    """Missed faults must not be learned either."""
+    assert stream.say(level=6.0) == [CLOSED]
+
+
+@pytest.mark.parametrize("change", [{"level": 9.0}, {"spread": 6.0}, {"loss": 3.0}])
+def test_a_lasting_change_is_learned_in_the_end(stream: Judged, change: dict[str, float]) -> None:
+    """Learning never locks itself out after a shift that stays."""
+    found = stream.say(**change, stretches=30)
+    first = found.index(NORMAL)
+    assert 1.5 * DAY_MS <= (first + 1) * STRETCH_MS <= 2.2 * DAY_MS
+    assert set(found[first:]) == {NORMAL}
+    assert stream.gate.reopened["lasting"] == 1
+
+
+def test_a_change_that_no_detector_confirms_is_learned_at_twice_the_time(stream: Judged) -> None:
+    """A stream that is only a little strange, and alarms now and then, must not stay out for ever."""
+    stream.say(level=3.5, anomalous=1)
+    found = stream.say(level=3.5, stretches=40)
+    assert NORMAL in found
+
+
+def test_a_slow_drift_keeps_teaching(stream: Judged) -> None:
+    """What moves slowly is not a fault: the weights should follow it."""
+    assert {stream.say(level=0.05 * k)[0] for k in range(100)} == {NORMAL}
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_reservoir_is_bounded_and_shared_out_equally() -> None:
+    """A loud stream must not push out the quiet ones it would make the weights forget."""
+    reservoir: Reservoir[int] = Reservoir(30, seed=1)
+    for k in range(1000):
+        reservoir.add("loud", k)
+        if k % 50 == 0:
+            reservoir.add("quiet", k)
+    kept = reservoir.strata()
+    assert sum(kept.values()) == len(reservoir) == 30
+    assert abs(kept["loud"] - kept["quiet"]) <= 1
+    assert len(reservoir.sample(7)) == 7
+
+
+def test_reservoir_keeps_old_and_new() -> None:
+    """Rehearsal against forgetting needs what came long ago, and the present."""
+    reservoir: Reservoir[int] = Reservoir(40, seed=1)
+    for k in range(400):
+        reservoir.add("s", k)
+    drawn = reservoir.sample(400)
+    assert min(drawn) < 150
+    assert max(drawn) > 300
+    reservoir.forget("s")
+    assert reservoir.sample(3) == []
+    assert len(reservoir) == 0
+
+
+def _windows(streams: Sequence[str], values: np.ndarray, begin: int, offset: int = 0) -> Windows:
+    """One window of each stream: ``values`` (N, T, F) from observation ``begin`` on."""
+    count, length, features = values.shape
+    times = START_MS + INTERVAL_MS * np.arange(begin, begin + length)
+    return Windows(
+        list(streams),
+        np.arange(offset, offset + count),
+        np.full(count, times[-1]),
+        np.full(count, length),
+        np.zeros(count, bool),
+        np.zeros(count, np.uint8),
+        np.tile(times, count),
+        np.ascontiguousarray(values.reshape(-1, features), np.float32),
+    )
+
+
+def _scored(windows: Windows, keep: slice = slice(None)) -> Scores:
+    """Scores of the observations ``keep`` of every window, all normal."""
+    per = windows.times_ms.reshape(len(windows), -1)[:, keep]
+    flat = per.ravel()
+    zeros = np.zeros(len(flat), np.float32)
+    return Scores(
+        HERE, "p", "v", ("none",), windows.stream_ids, windows.offsets, np.full(len(windows), per.shape[1]), flat,
+        zeros, zeros, np.zeros(len(flat), np.uint8), np.zeros(len(flat), np.uint8), np.zeros(len(flat), np.int16),
+        zeros, np.zeros(len(windows), bool),
+    )  # fmt: skip
+
+
+def test_stretches_do_not_depend_on_how_windows_are_cut() -> None:
+    """A stretch is the next 32 observations of its stream, however they came."""
+    values = np.arange(96, dtype=np.float32).reshape(1, 96, 1)
+    found = []
+    for sizes in ((96,), (5, 40, 51), (32, 32, 32)):
+        cutter, at, made = Cutter(LENGTH, 600.0), 0, []
+        for size in sizes:
+            part = _windows(["s"], values[:, at : at + size], at)
+            made += cutter.add(part, _scored(part))
+            at += size
+        found.append([each.values[:, 0].tolist() for each in made])
+    assert found[0] == found[1] == found[2]
+    assert found[0][2] == list(range(64, 96))
+
+
+def test_a_pause_ends_a_stretch_and_late_observations_are_not_in_it() -> None:
+    """A stretch with a hole would teach a jump that never happened."""
+    cutter = Cutter(LENGTH, 600.0)
+    values = np.arange(40, dtype=np.float32).reshape(1, 40, 1)
+    first = _windows(["s"], values[:, :20], 0)
+    assert not cutter.add(first, _scored(first))
+    later = _windows(["s"], values, 100, offset=1)
+    (made,) = cutter.add(later, _scored(later, slice(4, None)))
+    assert made.follows_gap
+    assert made.values[:, 0].tolist() == list(range(4, 36))
+
+
+def test_only_so_many_streams_are_followed_and_forgotten_ones_make_room() -> None:
+    """The learner's memory is bounded; a sample is enough for weights that all share."""
+    names: set[str] = set()
+    windows = _windows(["a", "b", "c"], np.zeros((3, 4, 1)), 0)
+    assert followed(windows, names, 2).stream_ids == ["a", "b"]
+    windows.control[0] = CONTROL_FORGET
+    assert followed(windows, names, 2).stream_ids == ["a", "b"]
+    assert followed(_windows(["c"], np.zeros((1, 4, 1)), 4), names, 2).stream_ids == ["c"]
+
+
+def test_learning_takes_no_more_than_its_share() -> None:
+    """The learner never slows serving: on a shared machine it gets what was agreed."""
+    clock = FakeClock()
+    budget, spent = Budget(clock.monotonic), 0.0
+    begin = clock.now_s
+    for _ in range(1000):
+        clock.advance(0.1)
+        budget.earn(0.25)
+        if budget.is_left:
+            budget.spend(0.4)
+            spent += 0.4
+    assert spent <= 0.25 * (clock.now_s - begin) + 2
+
+
+# ---------------------------------------------------------------- when a version changes
+
+
+def _trial(**what: Any) -> Trial:
+    return Trial(
+        **({"challenger": "b", "incumbent": "a", "needed": 20, "margin": 0.05, "alarm_every_s": 86_400.0} | what)
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "alarms", "verdict"),
+    [
+        (0.2, 1, Verdict.BETTER),
+        (0.02, 0, Verdict.NO_BETTER),
+        (-0.2, 0, Verdict.NO_BETTER),
+        (0.2, 9, Verdict.MORE_ALARMS),
+    ],
+)
+def test_a_candidate_must_predict_better_by_the_margin_and_alarm_no_more(
+    gain: float, alarms: int, verdict: Verdict
+) -> None:
+    """Better prediction that pages people more often is not better."""
+    trial, random = _trial(), np.random.default_rng(0)
+    assert trial.shadow_verdict() is Verdict.UNDECIDED
+    for loss in random.normal(1.0, 0.3, 20):
+        trial.compare(loss - gain + random.normal(0, 0.01), loss)
+        trial.watch(3600.0, 0, 0)
+    trial.watch(0.0, alarms, 1)
+    assert trial.shadow_verdict() is verdict
+    assert trial.figures()["alarms_allowed"] == 2
+
+
+def test_a_gain_within_the_noise_does_not_count() -> None:
+    """The mean of a few stretches may favour anybody."""
+    trial, random = _trial(), np.random.default_rng(0)
+    for noise in random.normal(0.06, 1.0, 20):
+        trial.compare(1.0, 1.0 + noise)
+    assert trial.shadow_verdict() is Verdict.NO_BETTER
+
+
+def test_probation_ends_early_where_the_loss_or_the_alarms_are_clearly_worse() -> None:
+    """A bad version should not serve until a count is full."""
+    trial = _trial()
+    for k in range(6):
+        trial.compare(1.5 + 0.01 * k, 1.0)
+    assert trial.probation_verdict() is Verdict.WORSE
+    loud = _trial()
+    loud.watch(60.0, 3, 0)
+    assert loud.probation_verdict() is Verdict.MORE_ALARMS
+    fine = _trial()
+    for _ in range(20):
+        fine.compare(1.0, 1.0)
+    assert fine.probation_verdict() is Verdict.BETTER
+
+
+def test_versions_of_live_histories_are_told_apart_from_foreign_offsets() -> None:
+    """Rule 11: what a replay may need must not be deleted; an offset of another program names nothing."""
+    ours = to_offset(Committed(7, "i", 0, ((0, "aaa"), (5, "bbb"))))
+    offsets = {HERE: ours, Partition("input", 1): replace(ours, metadata="theirs")}
+    assert versions_in_use(SimpleNamespace(committed=lambda group: offsets), "g") == {"aaa", "bbb"}
+
+    def away(group: str) -> dict[Partition, Any]:
+        raise BrokerAway("no")
+
+    assert versions_in_use(SimpleNamespace(committed=away), "g") is None
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def _quickly(
+    base: Weights, network: Learned, seen: Sequence[Lessons], seed: int, effort: Effort, about: dict[str, Any]
+) -> Weights:
+    """New weights without the half minute that pooled tails take."""
+    return replace(base, network=network, manifest=about)
+
+
+class Family:
+    """Four streams that a course follows; it learns all it may."""
+
+    rules = Rules(
+        stretch=LENGTH, reservoir=128, batch=8, rate=1e-2, candidate_updates=24, shadow_stretches=12,
+        probation_stretches=24, margin=0.05, keep_versions=1,
+    )  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        tiny_weights(1).save(folder / "base")
+        self.profile: Profile = make_profile(
+            interval_s=600, light=True, clock=False, predictor=str(folder / "base"), alarm_budget="1 per hour"
+        )
+        self.registry = Registry(folder / "registry")
+        self.first = self.registry.ensure("p", str(folder / "base"), self.profile.fold())
+        self.course = self.begun()
+        self.at = self.offset = 0
+
+    def begun(self) -> Course:
+        """A learner that has just started."""
+        return Course("p", self.profile, self.registry, self.rules, lambda: START_MS, live_versions=set, renew=_quickly)
+
+    def live(self, kind: str, stretches: int, faulty: Sequence[int] = ()) -> None:
+        """Let time pass."""
+        for _ in range(stretches):
+            t = np.arange(self.at, self.at + LENGTH)
+            random = np.random.default_rng(self.at)
+            noise = random.standard_normal((4, LENGTH))
+            phase = np.arange(4)[:, None]
+            if kind == "waves":
+                values = np.sin(2 * np.pi * t / 8 + phase) + 0.05 * noise
+            else:
+                values = 1.3 * np.sign(np.sin(2 * np.pi * t / 22 + phase)) + 0.02 * noise
+            values[list(faulty)] += 25.0
+            self.course.absorb(HERE, _windows(["s0", "s1", "s2", "s3"], values[..., None], self.at, self.offset))
+            self.at, self.offset = self.at + LENGTH, self.offset + 4
+            while self.course.wants_to_study():
+                self.course.study()
+            self.course.decide()
+
+    def events(self) -> list[str]:
+        """What the history says."""
+        return [decision.event for decision in self.registry.history("p")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_learned_weights_are_tried_promoted_and_rolled_back(tmp_path: Path) -> None:
+    """The whole loop: a candidate in shadow, a promotion, a restart on probation, and the way back by itself."""
+    family = Family(tmp_path)
+    family.live("waves", 24)
+    assert family.events()[:2] == ["candidate", "promoted"]
+    promoted = family.registry.history("p")[1]
+    assert promoted.parent == family.first
+    assert promoted.figures["gain"] >= family.rules.margin
+    assert family.registry.load("p", promoted.version)[0].manifest["parent"] == family.first
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_promoted_version_that_turns_out_worse_goes_back(tmp_path: Path) -> None:
+    """Rolled back by itself, with figures, also by a learner that was restarted in between."""
+    family = Family(tmp_path)
+    family.live("waves", 8)
+    bad = family.registry.publish("p", _worse(tiny_weights(1)), family.profile.fold())
+    family.course = family.begun()
+    history = family.registry.history("p")
+    family.registry.note("p", replace(_decision(), version=bad, parent=family.first))
+    family.registry.serve("p", bad)
+    family.course, family.at = family.begun(), family.at + 2000
+    family.live("waves", 16)
+    after = family.registry.history("p")[len(history) + 1 :]
+    assert after[0].event == "rolled back"
+    assert (after[0].version, after[0].parent) == (bad, family.first)
+    assert family.registry.history("p")[-1].event != "rolled back" or family.registry.current("p") == family.first
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_ongoing_fault_teaches_nothing(tmp_path: Path) -> None:
+    """One machine that is broken for a day must not become what all are expected to be."""
+    family = Family(tmp_path)
+    family.live("waves", 14)
+    taught = family.course.status().stretches
+    family.live("waves", 5, faulty=[2])
+    status = family.course.status()
+    assert status.closed == 1
+    assert status.stretches == taught + 3 * 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_pinned_versions_stay_and_retraining_can_be_asked_for(tmp_path: Path) -> None:
+    """An operator's word counts more than a learner's figures."""
+    family = Family(tmp_path)
+    family.registry.pin("p", True)
+    family.registry.ask_retrain("p")
+    family.live("waves", 16)
+    events = family.events()
+    assert events[0] == "retrain"
+    assert {"candidate", "held"} <= set(events)
+    assert family.registry.current("p") == family.first
+
+
+def _worse(weights: Weights) -> Weights:
+    return replace(weights, network={name: 3.0 * tensor for name, tensor in weights.network.items()})
+
+
+def _decision() -> Decision:
+    return Decision(START_MS, "promoted", "", "learner")

@@ -1,0 +1,212 @@
+"""``tidewatch models``: what an operator may do to versions, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
+from pipeline.__main__ import main
+from pipeline.registry import FOLD_FILE, Decision, Registry
+from tests.builders import make_profile, tiny_weights
+
+Command = Callable[..., tuple[int, str, str]]
+FOLD = make_profile().fold()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """Two versions of profile ``p``, the first of which is served."""
+    found = Registry(tmp_path / "registry")
+    first = found.publish("p", tiny_weights(0), FOLD)
+    found.publish("p", replace(tiny_weights(1), manifest={"parent": first, "made_by": "tidewatch learner"}), FOLD)
+    found.serve("p", first)
+    return found
+
+
+@pytest.fixture
+def command(tmp_path: Path, registry: Registry, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``tidewatch models`` with settings of this registry; its code and what it said."""
+    settings = tmp_path / "t.toml"
+    settings.write_text(
+        f'[registry]\nfolder = "{tmp_path / "registry"}"\n[kafka]\nbootstrap_servers = ["127.0.0.1:1"]\n'
+        'call_deadline_s = 0.5\n[profiles.p]\ntopics = ["input"]\nfeatures = ["value"]\ninterval_s = 60.0\n'
+        'alarm_budget = "1 per day"\n'
+    )
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(["models", words[0], "--settings", str(settings), *words[1:]])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_list_and_show_say_what_is_known(command: Command, registry: Registry) -> None:
+    """Whoever is paged by a new version wants to know where it came from."""
+    first, second = registry.versions("p")
+    rows = json.loads(command("list", "--json")[1])
+    assert [(row["version"], row["state"], row["parent"]) for row in rows] == [
+        (first, "served", ""),
+        (second, "", first),
+    ]
+    code, shown, _ = command("show", second[:6], "--json")
+    assert code == 0
+    assert json.loads(shown)["about"]["made_by"] == "tidewatch learner"
+    assert first in command("list")[1]
+
+
+def test_promote_and_rollback_move_the_pointer_and_are_written_down(command: Command, registry: Registry) -> None:
+    """Every change of what is served can be told afterwards, with its author."""
+    first, second = registry.versions("p")
+    assert command("promote", second)[0] == 0
+    assert registry.current("p") == second
+    assert command("rollback")[0] == 0
+    assert registry.current("p") == first
+    told = [(d.event, d.version, d.parent, d.by) for d in registry.history("p")]
+    assert told == [("promoted", second, first, "operator"), ("rolled back", second, first, "operator")]
+    assert second in command("history")[1]
+
+
+def test_rollback_without_a_past_is_refused(command: Command) -> None:
+    """Guessing a version to serve would be worse than asking."""
+    code, _, error = command("rollback")
+    assert code == 2
+    assert "--to" in error
+
+
+def test_diff_names_settings_weights_and_rows(command: Command, registry: Registry) -> None:
+    """What becomes of running streams' rows at a swap is said before it happens."""
+    first, second = registry.versions("p")
+    found = json.loads(command("diff", first, second, "--json")[1])
+    assert found["settings"] == {}
+    assert found["rows"].startswith("same layout")
+    assert found["relative change"]["mu0"] > 0
+    light = registry.publish("p", tiny_weights(0), replace(FOLD, light=True))
+    found = json.loads(command("diff", first, light, "--json")[1])
+    assert found["settings"] == {"light": "False -> True"}
+    assert "carried; fresh:" in found["rows"]
+
+
+def test_a_version_of_other_settings_is_not_promoted(command: Command, registry: Registry) -> None:
+    """The next worker would replace it with one of its own settings, and nobody would know why."""
+    other = registry.publish("p", tiny_weights(1), replace(FOLD, idle_reset_s=1e6))
+    code, _, error = command("promote", other)
+    assert code == 2
+    assert "idle_reset_s" in error
+
+
+def test_export_and_import_carry_a_version_to_another_registry(
+    command: Command, registry: Registry, tmp_path: Path
+) -> None:
+    """A model made at one site serves at another, under that site's settings."""
+    _, second = registry.versions("p")
+    assert command("export", second, "--to", str(tmp_path / "out"))[0] == 0
+    elsewhere = Registry(tmp_path / "elsewhere")
+    assert elsewhere.bring_in("p", tmp_path / "out", FOLD) == second
+    assert command("import", str(tmp_path / "out"))[0] == 0
+    assert registry.history("p")[-1].event == "imported"
+    assert command("export", second, "--to", str(tmp_path / "out"))[0] == 2, "nothing is overwritten"
+
+
+def _truncated(folder: Path) -> None:
+    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:-9])
+
+
+def _foreign(folder: Path) -> None:
+    (folder / MANIFEST_FILE).write_text("{}")
+
+
+def _not_finite(folder: Path) -> None:
+    weights = tiny_weights(1)
+    bad = {name: torch.full_like(tensor, torch.nan) for name, tensor in weights.network.items()}
+    replace(weights, network=bad).save(folder)
+
+
+def _other_architecture(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["predictor"]["hidden"] = 9
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("damage", [_truncated, _foreign, _not_finite, _other_architecture])
+def test_damaged_or_foreign_files_are_refused(
+    command: Command, registry: Registry, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Half a model scores everything wrong; nothing of it may be published, and the message names the file."""
+    tiny_weights(1).save(tmp_path / "given")
+    damage(tmp_path / "given")
+    before = registry.versions("p")
+    code, _, error = command("import", str(tmp_path / "given"))
+    assert code == 2
+    assert str(tmp_path / "given") in error
+    assert registry.versions("p") == before
+
+
+def test_a_version_damaged_on_disk_is_shown_and_not_served(
+    command: Command, registry: Registry, tmp_path: Path
+) -> None:
+    """A pointer to half a version would stop every worker."""
+    first, second = registry.versions("p")
+    _truncated(tmp_path / "registry" / "p" / "versions" / second)
+    assert [row["state"] for row in json.loads(command("list", "--json")[1])] == ["served", "damaged"]
+    assert command("promote", second)[0] == 2
+    assert registry.current("p") == first
+
+
+def test_unclear_names_are_refused(command: Command) -> None:
+    """A wrong guess would serve another model."""
+    assert command("show", "zzz")[0] == 2
+    code, _, error = command("show", "")
+    assert code == 2
+    assert "say more" in error
+
+
+def test_pin_and_retrain_reach_the_learner(command: Command, registry: Registry) -> None:
+    """Both are answers to a page at night: leave it alone, or try again now."""
+    command("pin")
+    assert registry.is_pinned("p")
+    command("pin", "--off")
+    assert not registry.is_pinned("p")
+    command("retrain")
+    assert registry.take_retrain("p")
+    assert not registry.take_retrain("p")
+
+
+def test_prune_asks_kafka_first(command: Command, registry: Registry) -> None:
+    """Without the live histories nothing may be deleted (protocol.md rule 11)."""
+    code, _, error = command("prune", "--keep", "1")
+    assert code == 2
+    assert "nothing is deleted" in error
+    assert len(registry.versions("p")) == 2
+
+
+def test_versions_of_live_histories_survive_removal(registry: Registry) -> None:
+    """A replay that crosses a swap needs the version before it."""
+    first, second = registry.versions("p")
+    third = registry.publish("p", tiny_weights(2), FOLD)
+    fourth = registry.publish("p", tiny_weights(3), FOLD)
+    assert registry.remove_unused("p", {second}, 1, 0.0) == [third]
+    assert registry.versions("p") == [first, second, fourth]
+
+
+def test_history_outlives_a_line_cut_short(registry: Registry, tmp_path: Path) -> None:
+    """A crash in mid-write must not hide every decision before it."""
+    registry.note("p", Decision(1, "pinned", "a", "operator", figures={"x": float("inf"), "y": 2.0}))
+    with (tmp_path / "registry" / "p" / "history.jsonl").open("a") as file:
+        file.write('{"time_ms": 2, "event"')
+    (decision,) = registry.history("p")
+    assert dict(decision.figures) == {"y": 2.0}
+
+
+def test_an_exported_folder_holds_its_settings(registry: Registry, tmp_path: Path) -> None:
+    """Whoever receives it can see what it was made for."""
+    first = registry.versions("p")[0]
+    registry.export("p", first, tmp_path / "out")
+    assert Weights.load(tmp_path / "out").fingerprint() == tiny_weights(0).fingerprint()
+    assert (tmp_path / "out" / FOLD_FILE).exists()

@@ -1,0 +1,105 @@
+"""``tidewatch train``: one command from a recording to weights, a report and a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.config import PredictorConfig
+from models.pretrained import MANIFEST_FILE, Weights
+from pipeline.__main__ import EXIT_CONFIGURATION, main
+from pipeline.registry import Registry
+
+LENGTH = 400
+TINY = (
+    "--hidden", "6", "--epochs", "2", "--segment", "128", "--batch", "4", "--rate", "0.01", "--quick-tails",
+    "--cell", "rnn", "--threads", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> Path:
+    """A wave with noise, minute by minute."""
+    noise = np.random.default_rng(1).normal(0, 0.05, LENGTH)
+    lines = ["time,value"]
+    for t in range(LENGTH):
+        stamp = f"2026-01-01T{t // 60:02d}:{t % 60:02d}:00Z"
+        lines.append(f"{stamp},{math.sin(2 * math.pi * t / 24) + noise[t]:.4f}")
+    path = tmp_path_factory.mktemp("recordings") / "pump.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(recording, tmp_path_factory) -> Path:
+    """The folder of a run."""
+    out = tmp_path_factory.mktemp("out")
+    assert main(["train", str(recording), "--out", str(out), *TINY, "--tensorboard", str(out / "events")]) == 0
+    return out
+
+
+def test_a_run_leaves_all_that_was_promised(trained):
+    """Weights that load, a manifest that says how they came to be, a report with its pictures, events, a checkpoint."""
+    weights = Weights.load(trained)
+    assert weights.predictor == PredictorConfig("rnn", hidden=6)
+    about = json.loads((trained / MANIFEST_FILE).read_text())["about"]
+    assert about["seed"] == 1
+    assert about["recipe"]["epochs"] == len(about["loss_per_epoch"]) == len(about["loss_validation"]) == 2
+    for picture in ("losses.png", "forecasts.png", "residuals.png"):
+        assert (trained / picture).read_bytes()[:4] == b"\x89PNG"
+    assert len(list((trained / "events").glob("events.out.tfevents.*"))) == 1
+    assert (trained / "checkpoint.safetensors").is_file()
+
+
+def test_the_report_stands_beside_its_controls(trained):
+    """A forecast error alone says nothing: last value and AR are in the same table, with skill in percent."""
+    page = (trained / "report.html").read_text()
+    for words in ("trained predictor", "naive: last value", "AR(20)", "MAE", "RMSE", "MSE", " %", "losses.png"):
+        assert words in page
+    assert Weights.load(trained).fingerprint() in page
+
+
+def test_a_finished_run_resumes_to_itself(trained, recording, capsys):
+    """Resuming what is over changes nothing: the same weights under the same name."""
+    before = Weights.load(trained).fingerprint()
+    assert main(["train", str(recording), "--out", str(trained), *TINY, "--resume"]) == 0
+    assert Weights.load(trained).fingerprint() == before
+    assert "resumed after epoch 2" in capsys.readouterr().out
+
+
+def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch):
+    """Training must not change what a running worker serves: that is a decision of its own."""
+    monkeypatch.chdir(tmp_path)
+    settings = tmp_path / "tidewatch.toml"
+    settings.write_text(
+        f'[registry]\nfolder = "{tmp_path / "models"}"\n'
+        '[profiles.pump]\ntopics = ["pumps"]\nfeatures = ["value"]\ninterval_s = 60\nalarm_budget = "1 per day"\n'
+    )
+    words = ["--settings", str(settings), "--profile", "pump", "--publish", "--out", str(tmp_path / "out")]
+    assert main(["train", str(recording), *words, *TINY]) == 0
+    registry = Registry(tmp_path / "models")
+    (version,) = registry.versions("pump")
+    assert registry.load("pump", version)[0].fingerprint() == Weights.load(tmp_path / "out").fingerprint()
+    assert registry.current("pump") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--layers", "5"], "1 to 4 layers"),
+        (["--dropout", "1"], "--dropout"),
+        (["--train", "0.9", "--validation", "0.2"], "must leave"),
+        (["--resume"], "not a checkpoint"),
+        (["--rate", "1e38", "--optimiser", "sgd", "--gradient-norm", "1e30"], "diverged"),
+    ],
+)
+def test_impossible_wishes_are_refused(recording, tmp_path, capsys, words, text):
+    """One line that says what is wrong, and no half-trained weights."""
+    code = main(["train", str(recording), "--out", str(tmp_path / "out"), *TINY, *words])
+    assert code == EXIT_CONFIGURATION
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out" / MANIFEST_FILE).exists()
