@@ -1,7 +1,7 @@
 """A bidirectional smoother: what a value should have been, given what came before and after it.
 
-For re-scoring complete recordings only. It is refused wherever a predictor is served: an alert that waits for the future
-comes too late, and a score that changes when more is known could not be replayed.
+For re-scoring complete recordings only. It is refused wherever a predictor is served: an alert that waits for the
+future comes too late, and a score that changes when more is known could not be replayed.
 
 Two GRUs pass over a series, one in the order of time and one against it; each sees the twelve inputs of serving, made
 for its own direction and without time-of-day memory. The distribution of x_t is read from the first one's state after
@@ -94,7 +94,8 @@ class Smoother(nn.Module):
         """Mean of -ln p(x_t), nats."""
         targets = views.targets()
         there = torch.isfinite(targets)
-        log_prob = self(views).log_prob(torch.where(there, targets, 0.0))
+        mixture: Mixture = self(views)
+        log_prob = mixture.log_prob(torch.where(there, targets, 0.0))
         return -(log_prob * there).sum() / there.sum().clamp_min(1)
 
     def step(self, inputs: Tensor, state: Tensor) -> NoReturn:

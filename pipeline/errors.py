@@ -45,7 +45,7 @@ class DecodeError(TidewatchError):
 
 
 class OwnershipError(TidewatchError):
-    """This worker's view of a partition is over; ``partition`` is (topic, number) where one is meant."""
+    """Our view of a partition is over; ``partition`` is (topic, number) where one is meant."""
 
     def __init__(self, message: str, partition: tuple[str, int] | None = None) -> None:
         super().__init__(message)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from models.learner import renewed
 from pipeline.clock import SystemClock
 from pipeline.errors import TransientError
 from pipeline.health import Health
-from pipeline.learning.course import Course
+from pipeline.learning.course import Course, Renew
 from pipeline.learning.learner import Learner, Reading
 from pipeline.learning.metrics import LearnerMetrics
 from pipeline.notify.kafka import Bookmark
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_courses(settings: Settings, cluster: Cluster) -> dict[str, Course]:
+def build_courses(settings: Settings, cluster: Cluster, renew: Renew = renewed) -> dict[str, Course]:
     """A course for each profile, its first version published where no worker has done it."""
     registry, clock = Registry(settings.registry.folder), SystemClock()
     device = choose_device(settings.engine.device)
@@ -83,6 +84,7 @@ def build_courses(settings: Settings, cluster: Cluster) -> dict[str, Course]:
             device,
             settings.engine.hidden_on_swap,
             lambda: versions_in_use(cluster, settings.kafka.group),
+            renew,
         )
     return courses
 

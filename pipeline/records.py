@@ -34,13 +34,24 @@ class Record(Protocol):
     """One Kafka message, undecoded; kafka-python's ConsumerRecord is one as it is."""
 
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """Place in the partition."""
+        ...
+
     @property
-    def timestamp(self) -> int: ...
+    def timestamp(self) -> int:
+        """Kafka's timestamp, ms since the epoch."""
+        ...
+
     @property
-    def key(self) -> bytes | None: ...
+    def key(self) -> bytes | None:
+        """The stream id, where the producer gave one."""
+        ...
+
     @property
-    def value(self) -> bytes | None: ...
+    def value(self) -> bytes | None:
+        """The window; ``None`` is a tombstone."""
+        ...
 
 
 class StoredRecord(NamedTuple):

@@ -158,9 +158,11 @@ class Registry:
         line = json.dumps({**asdict(decision), "figures": figures}, separators=(",", ":")) + "\n"
         place = self._folder / profile / "history.jsonl"
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = os.open(place, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line.encode())
+            end = os.fstat(handle).st_size
+            is_cut = end > 0 and os.pread(handle, 1, end - 1) != b"\n"  # a crash in mid-write costs its own line only
+            os.write(handle, (b"\n" if is_cut else b"") + line.encode())
             os.fsync(handle)
         finally:
             os.close(handle)

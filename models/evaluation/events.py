@@ -24,6 +24,7 @@ import numpy.typing as npt
 from models.evaluation.ranking import Labels, events_of
 
 Bool = npt.NDArray[np.bool_]
+Float = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,30 @@ def together(counts: Iterable[EventCounts]) -> EventCounts:
         sum(part.days for part in parts),
         sum(part.normal_days for part in parts),
     )
+
+
+def episodes_above(values: Float, threshold: float, quiet_rows: int) -> tuple[Bool, Bool]:
+    """Where alerts open, and all alarms, of a fixed threshold; ``quiet_rows`` without an alarm end an alert."""
+    alarmed = values > threshold
+    opened = np.zeros(len(values), np.bool_)
+    rows = np.flatnonzero(alarmed)
+    opened[rows[np.diff(rows, prepend=-quiet_rows - 1) > quiet_rows]] = True
+    return opened, alarmed
+
+
+def threshold_at(values: Float, most: float, quiet_rows: int, steps: int = 400) -> float:
+    """The lowest threshold that gives at most ``most`` alerts on these values, searched down from their maximum.
+
+    No labels are used: on a stretch that is taken as normal it is how a false-alarm rate is chosen.
+    """
+    falling = np.sort(values)[::-1]
+    ranks = np.unique(np.geomspace(1, len(falling), steps).astype(np.int64)) - 1
+    lowest = float(falling[0])
+    for threshold in falling[ranks]:
+        if episodes_above(values, float(threshold), quiet_rows)[0].sum() > most:
+            break
+        lowest = float(threshold)
+    return lowest
 
 
 def hit_within(labels: Labels, scores: npt.NDArray[np.float64], judged_from: int, reach: int = 100) -> bool:

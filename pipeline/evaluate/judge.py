@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from models.evaluation.budget import alarms_at
-from models.evaluation.events import EventCounts, attribution_hit, count_events, hit_within
+from models.evaluation.events import (
+    EventCounts,
+    attribution_hit,
+    count_events,
+    episodes_above,
+    hit_within,
+    threshold_at,
+)
 from models.evaluation.nab import NabFile
 from models.evaluation.ranking import auc_pr, vus_pr
 from pipeline.evaluate.fold import Track
@@ -19,6 +26,9 @@ from pipeline.records import OPENED, VERDICTS, Bool
 DAY_S = 86_400.0
 BUDGETS: Mapping[str, float] = {"0.25/day": 0.25, "0.5/day": 0.5, "1/day": 1.0, "1/week": 1.0 / 7.0}
 """False alarms allowed per stream and day."""
+FIXED: Mapping[str, float] = {"0.25/day": 0.25, "0.5/day": 0.5, "1/day": 1.0}
+"""False alarms per day for which a threshold is chosen on a clean training prefix, without labels and controller."""
+QUIET_S, QUIET_ROWS = 1800.0, 10
 ANOMALOUS = VERDICTS.index("anomalous")
 SHOWN_FEATURES = 5
 
@@ -71,7 +81,7 @@ class SeriesResult:
     hit
         Whether the highest ranked row lies at an event; ``None`` without one.
     budgets
-        By name; ``production`` is what was emitted. Empty for references that raise no alarms.
+        By name; ``production`` is what was emitted, ``fixed ...`` what thresholds chosen on a clean prefix give. Empty for references that raise no alarms.
     delays_s
         Seconds from the beginning of each found event to its first alarm, in production.
     nab
@@ -106,7 +116,7 @@ def judge(item: LabelledSeries, track: Track, other_budgets: Mapping[str, tuple[
     """
     production = (track.event == OPENED, track.verdict == ANOMALOUS)
     has_alarms = bool(np.isfinite(track.threshold).any())
-    alarms = {"production": production, **other_budgets} if has_alarms else {}
+    alarms = {"production": production, **other_budgets, **fixed_thresholds(item, track)} if has_alarms else {}
     budgets = {name: _at_budget(item, *found) for name, found in alarms.items()}
     is_judged = bool(item.labels[item.judged_from :].any())
     delays = budgets["production"].events.delays if budgets else ()
@@ -164,6 +174,25 @@ def _attribution(item: LabelledSeries, track: Track) -> Attribution:
             strongest = rows[np.argmax(np.where(alarmed, score, -1.0))]
             hits += attribution_hit(track.contribution[strongest], named, SHOWN_FEATURES)
     return Attribution(len(item.root_causes), alerted, hits, hits_all)
+
+
+def fixed_thresholds(item: LabelledSeries, track: Track) -> dict[str, tuple[Bool, Bool]]:
+    """What thresholds chosen on the series' own clean prefix give, by ``fixed QUANTITY RATE``: ranking turned to alarms.
+
+    For series whose prefix is long enough for two alarms of the rate.
+    """
+    clean = item.clean_rows
+    days = (clean.stop - clean.start) * item.row_s / DAY_S
+    if not item.labels[clean.stop :].any() or days * min(FIXED.values()) < 2:
+        return {}
+    quiet = max(QUIET_ROWS, round(QUIET_S / item.row_s))
+    found = {}
+    for kind, quantity in (("score", track.score), ("ranked", track.ranked)):
+        values = _filled(quantity)
+        for name, rate in FIXED.items():
+            threshold = threshold_at(values[clean], days * rate, quiet)
+            found[f"fixed {kind} {name}"] = episodes_above(values, threshold, quiet)
+    return found
 
 
 def replay_budgets(

@@ -31,8 +31,9 @@ TABLE_KEYS = (
 )  # fmt: skip
 BUDGET_KEYS = (
     "clean_days", "budget_ratio_1/week", "budget_ratio_1/day", "recall_at_0.25/day", "recall_at_0.5/day",
-    "recall_at_1/day", "false_alarms_per_stream_day_at_0.5/day", "attribution_hit_rate",
-    "attribution_hit_rate_all_events",
+    "recall_at_1/day", "false_alarms_per_stream_day_at_0.5/day", "recall_at_fixed_score_0.5/day",
+    "false_alarms_at_fixed_score_0.5/day", "recall_at_fixed_ranked_0.5/day", "false_alarms_at_fixed_ranked_0.5/day",
+    "attribution_hit_rate", "attribution_hit_rate_all_events",
 )  # fmt: skip
 
 

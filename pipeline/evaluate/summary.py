@@ -11,7 +11,7 @@ import numpy as np
 from models.evaluation.bootstrap import Interval, bootstrap
 from models.evaluation.events import EventCounts, together
 from models.evaluation.nab import PROFILES, nab_score
-from pipeline.evaluate.judge import BUDGETS, SeriesResult
+from pipeline.evaluate.judge import BUDGETS, FIXED, SeriesResult
 
 Results = Sequence[SeriesResult]
 NAN = float("nan")
@@ -135,6 +135,24 @@ MEASURES = (
         Measure(f"budget_ratio_{name}", f"realised over budgeted at {name}, clean parts", _budget_ratio(name, rate))
         for name, rate in BUDGETS.items()
     ),
+    *(
+        Measure(
+            f"recall_at_fixed_{kind}_{name}",
+            f"events found, {kind} above a threshold for {name} on the prefix",
+            _pooled_recall(f"fixed {kind} {name}"),
+        )
+        for kind in ("score", "ranked")
+        for name in FIXED
+    ),
+    *(
+        Measure(
+            f"false_alarms_at_fixed_{kind}_{name}",
+            f"its false alarms per day, {kind}, {name}",
+            _of_events(f"fixed {kind} {name}", "false_alarms_per_day"),
+        )
+        for kind in ("score", "ranked")
+        for name in FIXED
+    ),
     Measure("clean_days", "stream days of clean parts", _clean_days),
     Measure("attribution_hit_rate", "cause among the first five, alerts", _attribution(False)),
     Measure("attribution_hit_rate_all_events", "cause among the first five, all events", _attribution(True)),
@@ -184,6 +202,7 @@ HEADLINES: Mapping[str, tuple[str | None, str]] = {
     "smd_vus_pr": ("smd", "vus_pr"),
     "smd_auc_pr": ("smd", "auc_pr"),
     "smd_recall_at_0.5/day": ("smd", "recall_at_0.5/day"),
+    "smd_recall_at_fixed_0.5/day": ("smd", "recall_at_fixed_score_0.5/day"),
     "asd_vus_pr": ("asd", "vus_pr"),
     "asd_auc_pr": ("asd", "auc_pr"),
     "skab_vus_pr": ("skab", "vus_pr"),

@@ -56,6 +56,7 @@ HARDER = 4
 """How many times as much is learned from a stretch while the family drifts."""
 
 FRESH_KEPT = 256
+LATEST = 32
 
 
 Renew = Callable[[Weights, Learned, Sequence[Lessons], int, Effort, dict[str, Any]], Weights]
@@ -63,7 +64,10 @@ Renew = Callable[[Weights, Learned, Sequence[Lessons], int, Effort, dict[str, An
 
 @dataclass(frozen=True, slots=True)
 class CourseStatus:
-    """How a profile's learning stands, for metrics; losses are nats per target over the latest stretches."""
+    """How a profile's learning stands, for metrics; losses are nats per target over the latest stretches.
+
+    ``loss_now`` is the serving version's on whatever its streams say; the other two are of what taught.
+    """
 
     streams: int
     closed: int
@@ -71,6 +75,7 @@ class CourseStatus:
     updates: int
     stretches: int
     judged: Mapping[str, int]
+    loss_now: float
     loss_serving: float
     loss_learning: float
     phase: str
@@ -126,6 +131,7 @@ class Course:
         self._fresh: deque[Stretches] = deque(maxlen=FRESH_KEPT)
         self._drift = DriftDetector("adwin")
         self._progress: deque[tuple[float, float]] = deque(maxlen=rules.shadow_stretches)
+        self._latest: deque[float] = deque(maxlen=LATEST)
         self._credits = 0
         self._harder = 0
         self._updates = self._updates_at_last = 0
@@ -248,6 +254,8 @@ class Course:
             self._trial.compare(serving, other)
 
     def _watch_drift(self, loss: float) -> None:
+        if math.isfinite(loss):
+            self._latest.append(loss)
         signal = self._drift.update(loss)
         if signal is None or not signal.is_rise or self._harder:
             return
@@ -413,6 +421,10 @@ class Course:
             self.name, Decision(self._wall_ms(), event, version, BY, parent, reason, dict(figures or {}))
         )
 
+    def latest(self, count: int) -> list[float]:
+        """The serving version's losses on the latest stretches, whatever they were."""
+        return list(self._latest)[-count:]
+
     def status(self) -> CourseStatus:
         """How it stands."""
         pairs = np.array([pair for pair in self._progress if math.isfinite(pair[0] + pair[1])]).reshape(-1, 2)
@@ -424,6 +436,7 @@ class Course:
             updates=self._updates,
             stretches=self._stretches,
             judged=dict(self._gate.judged),
+            loss_now=float(np.mean(self._latest)) if self._latest else math.nan,
             loss_serving=serving,
             loss_learning=learning,
             phase=self._phase,

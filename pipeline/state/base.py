@@ -25,9 +25,9 @@ HEADER = np.dtype(
 """The integers of a snapshot, which float32 cannot hold.
 
 position: next offset to absorb, the row is the fold of the stream's records below it. last_event_ms: event time of the
-last folded observation. last_record_ms: Kafka timestamp of the last absorbed record. onset_offset, onset_index, onset_ms:
-where the open alert began (record, observation within it, event time). partial_left: valid observations still to come
-until the stream has warmed up after an inexact rebuild. -1 stands for "none"; partial_left is then 0.
+last folded observation. last_record_ms: Kafka timestamp of the last absorbed record. onset_offset, onset_index,
+onset_ms: where the open alert began (record, observation within it, event time). partial_left: valid observations still
+to come until the stream has warmed up after an inexact rebuild. -1 stands for "none"; partial_left is then 0.
 """
 
 

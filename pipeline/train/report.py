@@ -138,6 +138,7 @@ def _draw_losses(axis: Any, history: Sequence[Epoch], best_epoch: int) -> None:
     axis.plot(epochs, [epoch.train_loss for epoch in history], color=INK, marker=".", label="training part")
     axis.plot(epochs, [e.validation_loss for e in history], color=EXPECTED, marker=".", label="validation part")
     axis.axvline(best_epoch, color=ALARM, linewidth=0.8, linestyle=(0, (2, 2)), label="kept")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("epoch")
     axis.set_ylabel("nats per target")
 

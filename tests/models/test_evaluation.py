@@ -10,7 +10,15 @@ import pytest
 
 from models.evaluation.bootstrap import bootstrap
 from models.evaluation.budget import alarms_at
-from models.evaluation.events import attribution_hit, count_events, episodes_of, hit_within, together
+from models.evaluation.events import (
+    attribution_hit,
+    count_events,
+    episodes_above,
+    episodes_of,
+    hit_within,
+    threshold_at,
+    together,
+)
 from models.evaluation.nab import NabFile, nab_score, probation, scaled_sigmoid
 from models.evaluation.ranking import auc_pr, events_of, vus_pr
 
@@ -233,6 +241,18 @@ def test_episodes_end_where_the_next_one_opens():
     found = episodes_of(opened, alarmed, labelled(100, (18, 22)))
     assert [(e.first, e.last, e.is_true) for e in found] == [(10, 20, True), (60, 60, False)]
     assert episodes_of(labelled(100), labelled(100), labelled(100)) == []
+
+
+def test_threshold_for_a_rate_is_the_lowest_that_keeps_it():
+    """By hand: three bursts of 5, 4 and 3; two rows apart are one alert, twenty rows apart are two."""
+    values = np.zeros(200)
+    values[[10, 12, 60, 110]] = [5.0, 4.5, 4.0, 3.0]
+    assert threshold_at(values, 0, quiet_rows=10) == 5.0
+    assert threshold_at(values, 1, quiet_rows=10) == 4.0
+    assert threshold_at(values, 2, quiet_rows=10) == 3.0
+    opened, alarmed = episodes_above(values, 3.5, quiet_rows=10)
+    assert np.flatnonzero(opened).tolist() == [10, 60]
+    assert np.flatnonzero(alarmed).tolist() == [10, 12, 60]
 
 
 def test_hit_is_the_highest_score_near_the_event():

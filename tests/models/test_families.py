@@ -245,6 +245,21 @@ def test_extreme_input_leaves_finite_rows(config, extreme):
     assert bool(torch.isfinite(score[torch.isfinite(x).all(2)]).all())
 
 
+@pytest.mark.parametrize("evidence", ["single", "jump", "coupled"])
+@pytest.mark.parametrize("scope", ["feature", "stream"])
+@pytest.mark.parametrize("cell", FAMILIES)
+def test_every_family_serves_every_profile(cell, scope, evidence):
+    """A profile chooses family, scope and evidence freely: cuts of a recording must not matter in any of them."""
+    config = PredictorConfig(cell, hidden=4, scope=scope, features=3 if scope == "stream" else 1)
+    scorer = Scorer(weights_of(config), FoldConfig(("a", "b", "c"), 60.0, evidence))
+    x = torch.randn(30, 2, 3, generator=torch.Generator().manual_seed(8)).cumsum(0)
+    whole, cut = scorer.rows(2), scorer.rows(2)
+    score = fold(scorer, whole, x, 0, 30)
+    parts = torch.cat([fold(scorer, cut, x, begin, end) for begin, end in ((0, 7), (7, 8), (8, 30))])
+    assert torch.equal(score, parts)
+    assert torch.equal(whole.read(torch.arange(2)), cut.read(torch.arange(2)))
+
+
 @pytest.mark.parametrize("config", LEARNED, ids=name_of)
 def test_gradients_reach_every_parameter(config):
     """A parameter that no gradient reaches stays what chance made it."""

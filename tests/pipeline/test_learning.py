@@ -317,7 +317,7 @@ class Family:
     def __init__(self, folder: Path) -> None:
         tiny_weights(1).save(folder / "base")
         self.profile: Profile = make_profile(
-            interval_s=600, light=True, clock=False, predictor=str(folder / "base"), alarm_budget="1 per hour"
+            interval_s=600, light=True, clock=False, predictor=str(folder / "base"), alarm_budget="1 per week"
         )
         self.registry = Registry(folder / "registry")
         self.first = self.registry.ensure("p", str(folder / "base"), self.profile.fold())

@@ -200,8 +200,10 @@ def test_history_outlives_a_line_cut_short(registry: Registry, tmp_path: Path) -
     registry.note("p", Decision(1, "pinned", "a", "operator", figures={"x": float("inf"), "y": 2.0}))
     with (tmp_path / "registry" / "p" / "history.jsonl").open("a") as file:
         file.write('{"time_ms": 2, "event"')
-    (decision,) = registry.history("p")
-    assert dict(decision.figures) == {"y": 2.0}
+    registry.note("p", Decision(3, "unpinned", "a", "operator"))
+    pinned, unpinned = registry.history("p")
+    assert dict(pinned.figures) == {"y": 2.0}
+    assert unpinned.event == "unpinned"
 
 
 def test_an_exported_folder_holds_its_settings(registry: Registry, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,19 @@ def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch)
     assert registry.current("pump") is None
 
 
+def test_a_search_chooses_by_the_validation_part(recording, tmp_path, capsys):
+    """What was found is what is trained, and the manifest says so."""
+    words = ["--search", "3", "--out", str(tmp_path), *TINY]
+    assert main(["train", str(recording), *words]) == 0
+    said = capsys.readouterr().out
+    trials = [float(loss) for loss in re.findall(r"validation loss (-?[\d.]+), done", said)]
+    assert 1 <= len(trials) <= 3
+    assert float(re.findall(r"kept, validation loss (-?[\d.]+)", said)[0]) == pytest.approx(min(trials), abs=1e-3)
+    recipe = json.loads((tmp_path / MANIFEST_FILE).read_text())["about"]["recipe"]
+    assert recipe["rate"] != 0.01
+    assert recipe["l2"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -94,6 +108,7 @@ def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch)
         (["--dropout", "1"], "--dropout"),
         (["--train", "0.9", "--validation", "0.2"], "must leave"),
         (["--resume"], "not a checkpoint"),
+        (["--search", "2", "--resume"], "--search"),
         (["--rate", "1e38", "--optimiser", "sgd", "--gradient-norm", "1e30"], "diverged"),
     ],
 )
