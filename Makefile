@@ -11,15 +11,18 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check integration gpu bench up replay
+.PHONY: help setup demo demo-learning test check integration gpu bench up replay
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## install everything into .venv (PyTorch brings about 3 GB of CUDA libraries; TORCH=cpu leaves them out)
 
 demo: $(READY)  ## the main job on this machine: embedded Kafka and Redis, a replay, alerts as they open
 	@$(RUN)tidewatch demo
+
+demo-learning: $(READY)  ## the slow loop: a family of streams changes, the shared weights follow; picture and rollback
+	@$(RUN)python -m pipeline.demo.learning
 
 test: $(READY)  ## every test, with a real Kafka and Redis (given by environment variable, else embedded)
 	@$(RUN)python -m pytest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from pipeline.servers import EmbeddedKafka, EmbeddedRedis, EmbeddedServer
 # The same examples in every run, and no verdict about a machine that is busy with something else.
 hypothesis.settings.register_profile("tidewatch", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("tidewatch")
+
+# A run in the background may have been started with Ctrl-C ignored, and its children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from pipeline.settings import Learner as Rules
 from pipeline.settings import Profile
 
 STREAMS, INTERVAL_MS, START_MS = 8, 600_000, 1_767_225_600_000
-BEFORE, AFTER, SPOILED = 20, 34, 14
+BEFORE, AFTER, SPOILED = 14, 26, 6
 """Stretches of the first kind, of the second, and after a spoiled version was put in service."""
 
 SHOWN = {
@@ -41,14 +41,15 @@ SHOWN = {
     "rolled back": "#b3261e",
 }
 RULES = Rules(
-    stretch=64,
+    stretch=48,
     reservoir=256,
-    rate=1e-3,
-    candidate_updates=60,
-    shadow_stretches=40,
-    probation_stretches=48,
-    tail_series=16,
-    tail_observations=512,
+    batch=8,
+    rate=2e-3,
+    candidate_updates=56,
+    shadow_stretches=24,
+    probation_stretches=32,
+    tail_series=8,
+    tail_observations=500,
 )
 HERE = Partition("demo", 0)
 

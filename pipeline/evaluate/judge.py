@@ -81,7 +81,7 @@ class SeriesResult:
     hit
         Whether the highest ranked row lies at an event; ``None`` without one.
     budgets
-        By name; ``production`` is what was emitted, ``fixed ...`` what thresholds chosen on a clean prefix give. Empty for references that raise no alarms.
+        By name; ``production`` is what was emitted, ``fixed ...`` is of :func:`fixed_thresholds`. Empty for references that raise no alarms.
     delays_s
         Seconds from the beginning of each found event to its first alarm, in production.
     nab
@@ -177,7 +177,7 @@ def _attribution(item: LabelledSeries, track: Track) -> Attribution:
 
 
 def fixed_thresholds(item: LabelledSeries, track: Track) -> dict[str, tuple[Bool, Bool]]:
-    """What thresholds chosen on the series' own clean prefix give, by ``fixed QUANTITY RATE``: ranking turned to alarms.
+    """What thresholds chosen on the series' own clean prefix give: ranking turned to alarms; ``fixed QUANTITY RATE``.
 
     For series whose prefix is long enough for two alarms of the rate.
     """

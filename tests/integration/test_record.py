@@ -23,6 +23,7 @@ from pipeline.topics.base import Instant, Offset
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import encode_control, encode_packed
 from tests.builders import INTERVAL_MS, START_MS, make_series
+from tests.children import child
 
 pytestmark = pytest.mark.integration
 
@@ -113,7 +114,7 @@ def test_following_ends_by_signal_with_a_whole_file(kafka_bootstrap: str, topic:
     path = tmp_path / "live.records.jsonl"
     partial = path.with_name(path.name + ".partial")
     words = [sys.executable, "-m", "pipeline", "record", topic, "--follow", "--from", "0", "--out", str(path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with child(words) as process:
         assert process.stdout is not None
         assert "recording what comes" in process.stdout.readline()
         # Larger than what a file keeps back, so that the file's size tells when all have come.

@@ -21,6 +21,7 @@ from pipeline.__main__ import main
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import encode_control, encode_packed
 from tests.builders import INTERVAL_MS, START_MS, make_series, tiny_weights
+from tests.children import child
 from tests.pipeline.test_replay import write_csv
 
 pytestmark = pytest.mark.integration
@@ -163,7 +164,7 @@ def test_ctrl_c_ends_in_order_and_says_what_is_left(place: Place, recording: Pat
         "--settings",
         str(place.settings),
     ]
-    with subprocess.Popen([sys.executable, "-m", "pipeline", *words], stdout=subprocess.PIPE, text=True) as process:
+    with child([sys.executable, "-m", "pipeline", *words]) as process:
         assert process.stdout is not None
         deadline = time.monotonic() + 60
         while not _has_input(place, run) and time.monotonic() < deadline:
