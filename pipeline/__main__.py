@@ -86,7 +86,7 @@ COMMANDS = {
     "streams": Command("list, show, reset or forget streams while workers run", "tidewatch streams list"),
     "train": Command("fit a predictor on recordings, with a report", "tidewatch train pump.csv --out weights/pump"),
     "evaluate": Command(
-        "measure detection on labelled recordings, beside controls", "tidewatch evaluate ../shared/data --quick"
+        "measure detection on labelled recordings, beside controls", "tidewatch evaluate RECORDINGS --quick"
     ),
     "schema": Command("print the JSON Schema of the messages", "tidewatch schema window"),
     "bench": Command("measure this machine", "tidewatch bench --quick"),

@@ -49,8 +49,8 @@ from pipeline.sources.recording import open_recording
 
 EXAMPLES = """\
 examples:
-  tidewatch evaluate ../shared/data --quick --json runs/quick.json
-  tidewatch evaluate ../shared/data --only nab smd --report runs/report.html
+  tidewatch evaluate RECORDINGS --quick --json runs/quick.json
+  tidewatch evaluate RECORDINGS --only nab smd --report runs/report.html
   tidewatch evaluate pumps.csv --compare today.toml tomorrow.toml
 """
 SHOWN_ALERTS = 20
@@ -175,7 +175,7 @@ def _write(args: argparse.Namespace, evaluation: Evaluation, console: Console) -
 
 
 def _command(args: argparse.Namespace) -> str:
-    words = ["tidewatch evaluate", "../shared/data" if args.recording.name == "data" else str(args.recording)]
+    words = ["tidewatch evaluate", "RECORDINGS"]
     words += ["--quick"] if args.quick else []
     words += ["--only", *args.only] if args.only else []
     words += ["--predictor", args.predictor] if args.predictor != "gru" else []

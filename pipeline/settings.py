@@ -446,7 +446,7 @@ class Learner(_Section):
     margin: PositiveFloat = 0.02
     lasting_s: PositiveFloat = 129_600.0
     max_imputed: Annotated[float, Field(ge=0, le=1)] = 0.1
-    tail_series: Annotated[int, Field(ge=8)] = 88
+    tail_series: Annotated[int, Field(ge=16)] = 88
     tail_observations: Annotated[int, Field(ge=500)] = 1024
     keep_versions: Annotated[int, Field(ge=1)] = 10
 

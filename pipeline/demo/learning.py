@@ -28,7 +28,7 @@ from pipeline.settings import Learner as Rules
 from pipeline.settings import Profile
 
 STREAMS, INTERVAL_MS, START_MS = 8, 600_000, 1_767_225_600_000
-BEFORE, AFTER, SPOILED = 14, 26, 6
+BEFORE, AFTER, SPOILED = 18, 24, 7
 """Stretches of the first kind, of the second, and after a spoiled version was put in service."""
 
 SHOWN = {
@@ -48,7 +48,7 @@ RULES = Rules(
     candidate_updates=56,
     shadow_stretches=24,
     probation_stretches=32,
-    tail_series=8,
+    tail_series=16,
     tail_observations=500,
 )
 HERE = Partition("demo", 0)

@@ -81,7 +81,8 @@ class SeriesResult:
     hit
         Whether the highest ranked row lies at an event; ``None`` without one.
     budgets
-        By name; ``production`` is what was emitted, ``fixed ...`` is of :func:`fixed_thresholds`. Empty for references that raise no alarms.
+        By name; ``production`` is what was emitted, ``fixed ...`` is of :func:`fixed_thresholds`. Empty for references
+        that raise no alarms.
     delays_s
         Seconds from the beginning of each found event to its first alarm, in production.
     nab
@@ -104,6 +105,14 @@ class SeriesResult:
     attribution: Attribution
     nab: tuple[NabFile, NabFile] | None
     picture: bytes = b""
+
+    @property
+    def is_flawless(self) -> bool:
+        """Whether production found every event and raised no false alarm."""
+        if "production" not in self.budgets:
+            return True
+        counts = self.budgets["production"].events
+        return counts.found == counts.events and counts.false_episodes == 0
 
 
 def judge(item: LabelledSeries, track: Track, other_budgets: Mapping[str, tuple[Bool, Bool]]) -> SeriesResult:

@@ -7,6 +7,7 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from models.evaluation.bootstrap import Interval
@@ -37,7 +38,7 @@ BUDGET_KEYS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evaluation:
     """A finished run.
 
@@ -63,6 +64,16 @@ class Evaluation:
         """Results of the served predictor."""
         return self.results[SERVED.name]
 
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """Bootstrap intervals of the served predictor's headlines."""
+        return {key: headline_interval(self.served, key) for key in HEADLINES}
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """Headlines, each data set and domain for every contender, and where a control is better."""
+        return _tables(self)
+
 
 # ---------------------------------------------------------------- JSON
 
@@ -72,7 +83,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     served = evaluation.served
     return {
         **_plain(headlines(served)),
-        "intervals": {key: _interval(headline_interval(served, key)) for key in HEADLINES},
+        "intervals": {key: _interval(found) for key, found in evaluation.intervals.items()},
         "controls": {
             contender.name: _plain(headlines(evaluation.results[contender.name]))
             for contender in evaluation.contenders[1:]
@@ -133,15 +144,14 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def tables(evaluation: Evaluation) -> list[Table]:
-    """Headlines, then each data set and domain, for every contender; then where a control is better."""
+def _tables(evaluation: Evaluation) -> list[Table]:
     names = tuple(contender.name for contender in evaluation.contenders)
     found = {name: headlines(evaluation.results[name]) for name in names}
     rows = []
     for key in HEADLINES:
         if all(math.isnan(found[name][key]) for name in names):
             continue
-        reach = headline_interval(evaluation.served, key)
+        reach = evaluation.intervals[key]
         rows.append((key, *(shown(found[name][key]) for name in names), f"{shown(reach.low)} to {shown(reach.high)}"))
     made = [Table("Headlines", ("figure", *names, "90 % of bootstrap draws (served)"), tuple(rows))]
     for words, group in (("Data set", by_data_set), ("Domain", by_domain)):
@@ -195,7 +205,7 @@ def as_markdown(evaluation: Evaluation, command: str) -> str:
         "\n".join(f"- {name}: {words}" for name, words in evaluation.made_with.items()) + "\n",
         _contender_words(evaluation.contenders),
     ]
-    for table in tables(evaluation):
+    for table in evaluation.tables:
         parts.append(f"## {table.title}\n")
         if not table.rows:
             parts.append("Nothing.\n")
@@ -216,7 +226,7 @@ def as_page(evaluation: Evaluation) -> str:
     body += ["</ul><ul>"]
     body += [f"<li><b>{_text(c.name)}</b>: {_text(c.words)}</li>" for c in evaluation.contenders]
     body += ["</ul>"]
-    body += [_html_table(table) for table in tables(evaluation)]
+    body += [_html_table(table) for table in evaluation.tables]
     body.append("<h2>Series, worst misses and false alarms first</h2>")
     body.append(
         "<p>Dark: observed, and the score. Blue: expected, with its band. Yellow: labelled. Red: an alert opens.</p>"

@@ -155,7 +155,7 @@ def perform(task: Task, progress: Callable[[int], None] = lambda rows: None) -> 
         budgets = _budgets(task, group, tracks)
         for item in group.series:
             result = judge(item, tracks[item.name], budgets.get(item.name, {}))
-            if task.has_pictures:
+            if task.has_pictures and not (task.is_quick and result.is_flawless):
                 result = replace(result, picture=draw_series(item, tracks[item.name]))
             results.append(result)
     return tuple(results)
