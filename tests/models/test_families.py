@@ -20,6 +20,8 @@ from models.step import Scorer
 from pipeline.state.base import HEADER
 from pipeline.state.codec import decode, encode_many
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = [
     *(PredictorConfig(cell, hidden=5) for cell in ("rnn", "gru", "lstm", "tdnn", "conv", "seq2seq", "hmm", "ar")),
     PredictorConfig("naive", hidden=1),

@@ -12,6 +12,8 @@ from models.pretrained import builtin
 from models.step import Scorer
 from models.synthetic import undisturbed
 
+pytestmark = pytest.mark.slow
+
 OBSERVATIONS, JUDGED_FROM = 1152, 512
 INTERVAL_S = 900.0
 SEED = 20_260  # no pretraining uses it

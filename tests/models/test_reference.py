@@ -15,6 +15,8 @@ from models.config import FoldConfig, PredictorConfig
 from models.pretrained import Weights
 from models.step import Scorer
 
+pytestmark = pytest.mark.slow
+
 INTERVAL_S = 300.0
 LENGTH = 900
 CONFIG = FoldConfig(("value",), INTERVAL_S, "single", alarm_every_s=21_600.0)

@@ -14,6 +14,8 @@ from models.pretrained import Weights
 from models.row import RowLayout
 from models.smoother import EDGE, Smoother, fitted_smoother, rescored, views_of
 
+pytestmark = pytest.mark.slow
+
 LENGTH, SPIKE = 300, 170
 
 

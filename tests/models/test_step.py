@@ -14,6 +14,8 @@ from models.pretrained import Weights
 from models.row import Rows
 from models.step import Scorer, StepScores
 
+pytestmark = pytest.mark.slow
+
 START_MS = 1_700_000_000_000
 MINUTE_MS = 60_000
 

@@ -10,6 +10,8 @@ import torch
 from models.pretrained import PooledTail
 from models.tail import AlertLife, QuantileTail, RateTail, decide, record_rate, score_of
 
+pytestmark = pytest.mark.slow
+
 POOLED = PooledTail(1.0, 0.3)
 
 

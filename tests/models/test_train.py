@@ -17,6 +17,8 @@ from models.pretrained import PooledTails, Weights, builtin
 from models.step import Scorer
 from models.training import Checkpoint, Progress, chunks
 
+pytestmark = pytest.mark.slow
+
 PLAN = Plan(segment=64, lead=16)
 RECIPE = Recipe(epochs=4, batch=6, chunk=20, rate=1e-2, dropout=0.1, patience=4)
 TINY = PredictorConfig("gru", hidden=6)

@@ -17,6 +17,8 @@ from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights, builtin
 from models.synthetic import FAMILIES, corpus
 from models.training import ODD_INPUTS, Lessons, Progress, Schedule, evaluate, fit, prepare, pretrain
 
+pytestmark = pytest.mark.slow
+
 TINY = Schedule(series=44, length=256, epochs=2, batch=22, chunk=64)
 EFFORT = Effort(series=22, hosts=4, units=4, observations=500)
 

@@ -24,6 +24,8 @@ from pipeline.offline import Offline
 from pipeline.records import OPENED
 from pipeline.settings import Profile
 
+pytestmark = pytest.mark.slow
+
 ROWS, SPIKE = 700, 500
 KNOBS = Profile(topics=("recording",), features=("value",))
 

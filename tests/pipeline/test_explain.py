@@ -21,6 +21,8 @@ from pipeline.sources.recording import RecordedStream
 from pipeline.wire import encode_packed
 from tests.builders import INTERVAL_MS, START_MS, VERSION_A, VERSION_B, make_profile, make_scorer, tiny_weights
 
+pytestmark = pytest.mark.slow
+
 LENGTH, SPIKE = 260, 200
 PAIR = ("left", "right")
 

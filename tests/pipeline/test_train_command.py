@@ -15,6 +15,8 @@ from models.pretrained import MANIFEST_FILE, Weights
 from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 400
 TINY = (
     "--hidden", "6", "--epochs", "2", "--segment", "128", "--batch", "4", "--rate", "0.01", "--quick-tails",

@@ -10,6 +10,8 @@ import pytest
 from pipeline.worker import Pace
 from tests.builders import GROUP, Output, World, assert_same_output, make_series
 
+pytestmark = pytest.mark.slow
+
 STREAMS, LENGTH = 6, 220
 
 

@@ -25,6 +25,8 @@ from tests.builders import (
     make_series,
 )
 
+pytestmark = pytest.mark.slow
+
 ONE = Partition("input", 0)
 EAGER_SAVES = Pace(group=GROUP, max_poll_records=16, save_interval_s=0.1)
 
