@@ -128,6 +128,13 @@ def test_error_falls_after_a_promotion_without_a_restart(
             while course.wants_to_study():
                 learner.step()
                 worker.step()
+            until(follows)
+
+        def follows() -> bool:
+            """The worker looks for a new version once a second: a fast run would be over before it has."""
+            worker.step()
+            serving = {state.committed.history[-1][1] for state in worker.partitions.values() if state.committed}
+            return serving == {rig.registry.current("p")}
 
         for _ in range(BEFORE):
             stretch()
