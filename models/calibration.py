@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from models.config import Evidence, FoldConfig
 from models.pretrained import PooledTail, PooledTails, Weights
 from models.step import Scorer, Trace
 from models.synthetic import SENSORS, network, plant, undisturbed
-from models.tail import LEAST_BETA, LEAST_QUANTILE, LEVEL_FLOOR, TAIL_SHARE, TAIL_WINDOW, WARM_UP
+from models.tail import CLUSTER_QUIET, LEAST_BETA, LEAST_QUANTILE, LEVEL_FLOOR, RECORD_WINDOW, TAIL_SHARE, WARM_UP
 
 INTERVAL_S = 300.0
 OBSERVATIONS_PER_CALL = 64
@@ -24,6 +25,8 @@ FEWEST_EXCEEDANCES = 3
 # Three of four streams start with a tail heavier than their own: the first alarms of a new stream are the ones nobody
 # can check yet.
 CAREFUL = 0.75
+# Undisturbed generated series are cleaner than any real one: their clusters hardly rise above q.
+LEAST_PRIOR_BETA = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +67,24 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
     coupled = _fold(weights, "coupled", units.view(-1, effort.units, len(SENSORS)), start_ms[: effort.units])
     return PooledTails(
         level=_rate_tail(single["level"]),
-        activity=_quantile_tail(single["activity"]),
-        entity=_quantile_tail(jump["entity"]),
-        values=_quantile_tail(coupled["values"]),
-        residuals=_quantile_tail(coupled["residuals"]),
+        activity=_cluster_tail(single["activity"]),
+        long_activity=_cluster_tail(single["long_activity"]),
+        entity=_cluster_tail(jump["entity"]),
+        entity_smooth=_cluster_tail(jump["entity_smooth"]),
+        values=_cluster_tail(coupled["values"]),
+        residuals=_cluster_tail(coupled["residuals"]),
     )
 
 
 def _fold(weights: Weights, evidence: Evidence, values: Tensor, start_ms: Tensor) -> dict[str, Tensor]:
     """Evidence ``(T, streams)`` after warm-up, by its name in :class:`models.step.Trace`, of ``values`` (T, N, F)."""
     steps, streams, features = values.shape
-    names = tuple(f"feature_{i}" for i in range(features))
-    scorer = Scorer(weights, FoldConfig(names, INTERVAL_S, evidence))
+    scorer = Scorer(weights, FoldConfig(tuple(f"feature_{i}" for i in range(features)), INTERVAL_S, evidence))
     rows, slots = scorer.rows(streams), torch.arange(streams)
     times_ms = start_ms + (1000 * INTERVAL_S * torch.arange(steps)).long().unsqueeze(1)
     last_ms = torch.full((streams,), -1)
-    kept: dict[str, list[Tensor]] = {name: [] for name in ("level", "activity", "entity", "values", "residuals")}
+    names = ("level", "activity", "long_activity", "entity", "entity_smooth", "values", "residuals")
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, steps, OBSERVATIONS_PER_CALL):
         now = slice(start, start + OBSERVATIONS_PER_CALL)
         trace: Trace | None = scorer.score(rows, slots, values[now], times_ms[now], last_ms, detail=True).trace
@@ -96,22 +101,33 @@ def _rate_tail(level: Tensor) -> PooledTail:
     own = [torch.log(s[over] / LEVEL_FLOOR).mean() for s, over in zip(level.T, exceeds.T, strict=True)]
     enough = [beta for beta, over in zip(own, exceeds.T, strict=True) if int(over.sum()) >= FEWEST_EXCEEDANCES]
     ages = torch.arange(len(level)) + WARM_UP
-    chances = level.shape[1] * torch.reciprocal(ages.clamp_max(TAIL_WINDOW)).sum()
-    return _tail(exceeds.double().sum() / chances, torch.stack(enough).median())
+    chances = level.shape[1] * torch.reciprocal(ages.clamp_max(RECORD_WINDOW)).sum()
+    return _tail(LEVEL_FLOOR, float(exceeds.double().sum() / chances), float(torch.stack(enough).median()))
 
 
-def _quantile_tail(evidence: Tensor) -> PooledTail:
-    """The upper quartile over series of their own 98 % quantile and of their own beta above it."""
-    levels, betas = [], []
+def _cluster_tail(evidence: Tensor) -> PooledTail:
+    """The upper quartile over series of their own 95 % quantile and beta above it; the mean rate of clusters."""
+    levels, betas, clusters, observations = [], [LEAST_PRIOR_BETA], 0, 0
     for series in evidence.T:
-        known = series[torch.isfinite(series)]
-        level = torch.quantile(known, 1.0 - TAIL_SHARE)
+        known = series[torch.isfinite(series)].double().numpy()
+        level = max(float(np.quantile(known, 1.0 - TAIL_SHARE)), LEAST_QUANTILE)
+        peaks = cluster_peaks(known, level)
         levels.append(level)
-        betas.append(torch.log(known[known > level] / level).mean())
-    return _tail(
-        torch.stack(levels).quantile(CAREFUL).clamp_min(LEAST_QUANTILE), torch.stack(betas).nanquantile(CAREFUL)
-    )
+        clusters, observations = clusters + len(peaks), observations + len(known)
+        if len(peaks) >= FEWEST_EXCEEDANCES:
+            betas.append(float(np.log(peaks / level).mean()))
+    beta = max(float(np.quantile(betas, CAREFUL)), LEAST_PRIOR_BETA)
+    return _tail(float(np.quantile(levels, CAREFUL)), max(clusters, 1) / observations, beta)
 
 
-def _tail(level: Tensor, beta: Tensor) -> PooledTail:
-    return PooledTail(round(float(level), 4), round(max(float(beta), LEAST_BETA), 4))
+def cluster_peaks(evidence: npt.NDArray[np.float64], level: float) -> npt.NDArray[np.float64]:
+    """The greatest value of each cluster above ``level``; ten values below it end a cluster."""
+    above = np.flatnonzero(evidence > level)
+    if not len(above):
+        return np.empty(0)
+    begins = np.flatnonzero(np.diff(above, prepend=-CLUSTER_QUIET - 1) > CLUSTER_QUIET)
+    return np.maximum.reduceat(evidence[above], begins)
+
+
+def _tail(level: float, rate: float, beta: float) -> PooledTail:
+    return PooledTail(round(level, 4), round(rate, 6), round(max(beta, LEAST_BETA), 4))

@@ -30,7 +30,7 @@ from models.evidence import (
 from models.hand import Hand
 from models.pretrained import PooledTails
 from models.row import has_season
-from models.tail import QuantileTail, RateTail
+from models.tail import ClusterTail, RateTail
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,11 @@ class Chain:
 
     def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
         level_tail = hand.feature_group("level_tail", RateTail)
-        activity_tail = hand.feature_group("activity_tail", QuantileTail)
+        activity_tail = hand.feature_group("activity_tail", ClusterTail)
+        long_activity_tail = hand.feature_group("long_activity_tail", ClusterTail)
         level_tail.start_from(self.pooled.level)
         activity_tail.start_from(self.pooled.activity)
+        long_activity_tail.start_from(self.pooled.long_activity)
         season = hand.feature_group("season_levels", SeasonLevels) if has_season(config) else None
         return SingleChain(
             hand.feature_group("levels", Levels),
@@ -65,20 +67,24 @@ class Chain:
             hand.feature_group("activity", Activity),
             level_tail,
             activity_tail,
+            long_activity_tail,
             hand.feature_block("quiet_ring"),
             self.pooled,
             config.record_weight_p,
         )
 
     def _jump(self, hand: Hand) -> JumpChain:
-        tail = hand.entity_group("entity_tail", QuantileTail)
+        tail = hand.entity_group("entity_tail", ClusterTail)
+        smooth_tail = hand.entity_group("smooth_tail", ClusterTail)
         tail.start_from(self.pooled.entity)
+        smooth_tail.start_from(self.pooled.entity_smooth)
         smooth = hand.entity_block("entity.smooth")[0]
-        return JumpChain(hand.feature_group("residual", Residual), smooth, tail, self.pooled)
+        return JumpChain(hand.feature_group("residual", Residual), smooth, tail, smooth_tail, self.pooled)
 
     def _distance(self, hand: Hand, kind: str) -> DistanceChain:
-        tail = hand.entity_group(f"{kind}_tail", QuantileTail)
-        tail.start_from(self.pooled.residuals if kind == "residuals" else self.pooled.values)
+        pooled = self.pooled.residuals if kind == "residuals" else self.pooled.values
+        tail = hand.entity_group(f"{kind}_tail", ClusterTail)
+        tail.start_from(pooled)
         name = f"{kind}_distance"
         state = Distance(
             hand.entity_block(f"{name}.gathered")[0],
@@ -86,7 +92,7 @@ class Chain:
             hand.entity_block(f"{name}.factor"),
             hand.entity_block(f"{name}.smooth")[0],
         )
-        return DistanceChain(state, tail, is_smoothed=kind == "residuals")
+        return DistanceChain(state, tail, pooled, is_smoothed=kind == "residuals")
 
     def look(self, o: Observed) -> Look:
         """Evidence of all kinds."""
@@ -98,7 +104,7 @@ class Chain:
             return Look(None, jump, None)
         age = self._distance_age()
         apart = [
-            chain.look(vectors, present, age, self.pooled)
+            chain.look(vectors, present, age)
             for chain, (vectors, present) in zip(self.distances, self._vectors(o), strict=True)
         ]
         return Look(None, jump, (apart[0], apart[1]))
@@ -135,12 +141,6 @@ class Chain:
             age = self._distance_age()
             for chain, (vectors, present), apart in zip(self.distances, self._vectors(o), seen.apart, strict=True):
                 chain.learn(vectors, present, apart, age)
-
-    def smooth_with(self, seen: Jump) -> Tensor:
-        """ew(s, 10) with this observation, before it has been learned."""
-        assert self.jump is not None
-        rate = (seen.exists / (self.life.count - 19.0).clamp_min(1.0)).clamp_min(0.1) * seen.exists
-        return torch.where(seen.exists > 0, torch.lerp(self.jump.smooth, seen.s, rate), torch.nan)
 
     def _distance_age(self) -> Tensor:
         """Observations behind the tails of T^2, which begin after the first 400; counted like any tail from 20."""

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from models.features import CLIP_FROM, Moves, Sighting, arcsinh, clipped_deviation, fold_moments
-from models.pretrained import PooledTails
-from models.tail import WARM_UP, QuantileTail, RateTail
+from models.pretrained import PooledTail, PooledTails
+from models.tail import WARM_UP, ClusterTail, RateTail
 
 SIGNALS = ("none", "level", "activity", "jump", "values", "residuals")
 NONE, LEVEL, ACTIVITY, JUMP, VALUES, RESIDUALS = range(6)
@@ -32,7 +32,7 @@ RECORD_DECAY = math.exp(-1.0 / 16000.0)
 SKILL = 0.4
 GATE_FULL = 6.0
 SCALE_CAP = 9.0
-ACTIVITY_WINDOW, USUAL_WINDOW = 20.0, 2000.0
+ACTIVITY_WINDOW, LONG_ACTIVITY_WINDOW, USUAL_WINDOW = 10.0, 40.0, 2000.0
 ACTIVITY_CAP = 1e12
 PLAIN_AVERAGE = 100.0
 SLOW_WINDOW = 20000.0
@@ -40,6 +40,7 @@ TOP = 5
 RESIDUAL_CAP = 50.0
 RANGE_SHARE = 0.01
 LEVEL_TERM = 0.5
+SMOOTH_WINDOW = 10.0
 LEAST_LEVEL_SQUARE = 0.01
 GATHERED = 400.0
 RIDGE = 0.01
@@ -78,9 +79,10 @@ class SeasonLevels:
 
 @dataclass(slots=True)
 class Activity:
-    """Recent (numerator) and usual (s_A) mean square of the four-step residual."""
+    """Recent (numerators) and usual (s_A) mean square of the four-step residual."""
 
     recent: Tensor
+    recent_long: Tensor
     usual: Tensor
 
 
@@ -216,11 +218,12 @@ def extend_two_sided(above: Tensor, below: Tensor, e: Tensor, absent: Tensor) ->
 
 @dataclass(slots=True)
 class Single:
-    """What ``SingleChain.look`` saw: level evidence S, activity A, gate g, and the residuals they came from."""
+    """What ``SingleChain.look`` saw: level evidence S, activities A, gate g, and the residuals they came from."""
 
     level: Tensor
     raw_level: Tensor
     activity: Tensor
+    long_activity: Tensor
     gate: Tensor
     record: Tensor
     skilled: Tensor | None
@@ -235,7 +238,10 @@ class Single:
 
 @dataclass(slots=True)
 class SingleChain:
-    """Level evidence S and activity A of features watched independently.
+    """Level evidence S and activity A, over a short and a long window, of features watched independently.
+
+    A short fault is sharp in the short window and a long one stands out in the long one; each has a tail of its own,
+    and the stronger of the two in nats is the evidence of activity.
 
     ``quiet`` ``(10, R)`` holds S of the last ten observations in any order; ``position`` is the oldest.
     """
@@ -244,13 +250,14 @@ class SingleChain:
     season: SeasonLevels | None
     activity: Activity
     level_tail: RateTail
-    activity_tail: QuantileTail
+    activity_tail: ClusterTail
+    long_activity_tail: ClusterTail
     quiet: Tensor
     pooled: PooledTails
     record_weight_p: float
 
     def look(self, o: Observed) -> Single:
-        """Evidence of x; ew(x, 20), ew(sr, 5), P and the numerator of A move here because they include x."""
+        """Evidence of x; ew(x, 20), ew(sr, 5), P and the numerators of A move here because they include x."""
         levels, x, floor = self.levels, o.sight.x, o.floor
         surprised = surprise(o)
         levels.surprise.lerp_(surprised, own_rate(o.moves.weight * (o.mixture[6] > 0), o.count, 1.0, 5.0))
@@ -279,13 +286,16 @@ class SingleChain:
 
         error_4 = x - o.forecast_4
         square = error_4 * error_4
-        self.activity.recent.lerp_(square, own_rate(o.has_4, o.count, 4.0, ACTIVITY_WINDOW))
         usual = torch.addcmul(self.activity.usual, floor, floor)
-        active = (self.activity.recent / usual).clamp_max_(ACTIVITY_CAP).sqrt_()
+        active = self._activity(self.activity.recent, square, usual, o, ACTIVITY_WINDOW)
+        long_active = self._activity(self.activity.recent_long, square, usual, o, LONG_ACTIVITY_WINDOW)
         level_nats = self.level_tail.nats(level, o.count, self.pooled.level)
-        activity_nats = self.activity_tail.nats(active, o.count, self.pooled.activity)
+        activity_nats = torch.maximum(
+            self.activity_tail.nats(active, o.count, self.pooled.activity),
+            self.long_activity_tail.nats(long_active, o.count, self.pooled.long_activity),
+        )
         return Single(
-            level, raw, active, gate, record, skilled, surprised, error_300, error_1500, error_4, error_8,
+            level, raw, active, long_active, gate, record, skilled, surprised, error_300, error_1500, error_4, error_8,
             level_nats, activity_nats,
         )  # fmt: skip
 
@@ -320,8 +330,16 @@ class SingleChain:
         levels.gate_scale.lerp_(seen.error_8, own_rate(o.has_8, o.count, 8.0, 500.0))
         fold_capped(self.activity.usual, seen.error_4, o.floor, o.has_4, o.count - 4.0)
         self.level_tail.fold(seen.level, o.count, o.established, self.pooled.level)
-        self.activity_tail.fold(seen.activity, o.count, o.established * o.has_4)
+        weight = o.established * o.has_4
+        self.activity_tail.fold(seen.activity, o.count, weight, self.pooled.activity)
+        self.long_activity_tail.fold(seen.long_activity, o.count, weight, self.pooled.long_activity)
         torch.mul(seen.raw_level, o.moves.weight, out=self.quiet[position])
+
+    @staticmethod
+    def _activity(recent: Tensor, square: Tensor, usual: Tensor, o: Observed, window: float) -> Tensor:
+        """A = sqrt(ew(e_4^2, window) / (s_A + f^2)), the numerator with this observation."""
+        recent.lerp_(square, own_rate(o.has_4, o.count, 4.0, window))
+        return (recent / usual).clamp_max_(ACTIVITY_CAP).sqrt_()
 
     @staticmethod
     def _season_ratio(season: SeasonLevels, o: Observed) -> tuple[Tensor, Tensor]:
@@ -358,9 +376,10 @@ def fold_capped(variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, 
 
 @dataclass(slots=True)
 class Jump:
-    """What ``JumpChain.look`` saw: s ``(N,)``, whether it exists, contributions ``(N, F)``, per-feature parts."""
+    """What ``JumpChain.look`` saw: s and ew(s, 10) ``(N,)``, whether they exist, contributions ``(N, F)``, parts."""
 
     s: Tensor
+    smooth: Tensor
     exists: Tensor
     contributions: Tensor
     forecast: Tensor
@@ -374,11 +393,16 @@ class Jump:
 
 @dataclass(slots=True)
 class JumpChain:
-    """The entity residual s: the five largest one-step residuals, half the five largest departures from level."""
+    """The entity residual s: the five largest one-step residuals, half the five largest departures from level.
+
+    It counts by itself, for a blow that lasts one observation, and as ew(s, 10), for what lasts; each has a tail of its
+    own, and the stronger of the two in nats is the evidence.
+    """
 
     residual: Residual
     smooth: Tensor
-    tail: QuantileTail
+    tail: ClusterTail
+    smooth_tail: ClusterTail
     pooled: PooledTails
 
     def look(self, o: Observed, age: Tensor) -> Jump:
@@ -399,9 +423,14 @@ class JumpChain:
         level_part = mean_of_largest(departure.view(streams, -1), usable).mul_(LEVEL_TERM)
         contributions = z_part.add_(level_part)
         s = contributions.sum(1)
-        nats = self.tail.nats(s, age, self.pooled.entity)
+        exists = usable.amax(1)
+        smooth = torch.lerp(self.smooth, s, own_rate(exists, age, float(CLIP_FROM), SMOOTH_WINDOW))
+        nats = torch.maximum(
+            self.tail.nats(s, age, self.pooled.entity),
+            self.smooth_tail.nats(smooth, age, self.pooled.entity_smooth),
+        )
         return Jump(
-            s, usable.amax(1), contributions, forecast, error, scale_floor, has_forecast, deviation, level, nats
+            s, smooth, exists, contributions, forecast, error, scale_floor, has_forecast, deviation, level, nats
         )
 
     def learn(self, o: Observed, seen: Jump, age: Tensor) -> None:
@@ -419,8 +448,9 @@ class JumpChain:
         reach = torch.where(o.count >= CLIP_FROM, sigma_slow * 10.0, ABSENT)
         fold_moments(state.slow_mean, state.slow_variance, torch.clamp(seen.deviation, -reach, reach), rate)
         state.level_square.lerp_(seen.level * seen.level, rate)
-        self.tail.fold(seen.s, age, seen.exists)
-        self.smooth.lerp_(seen.s, own_rate(seen.exists, age, float(CLIP_FROM), 10.0))
+        self.tail.fold(seen.s, age, seen.exists, self.pooled.entity)
+        self.smooth_tail.fold(seen.smooth, age, seen.exists, self.pooled.entity_smooth)
+        self.smooth.copy_(seen.smooth)
 
 
 def one_step_forecast(mixture: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
@@ -469,10 +499,11 @@ class DistanceChain:
     """
 
     state: Distance
-    tail: QuantileTail
+    tail: ClusterTail
+    pooled: PooledTail
     is_smoothed: bool
 
-    def look(self, vectors: Tensor, present: Tensor, age: Tensor, pooled: PooledTails) -> Apart:
+    def look(self, vectors: Tensor, present: Tensor, age: Tensor) -> Apart:
         """T^2 / F of ``vectors`` ``(F, N)``; components with ``present`` 0 lie on the mean."""
         state, features = self.state, vectors.shape[0]
         rows, columns = torch.tril_indices(features, features, device=vectors.device)
@@ -485,13 +516,12 @@ class DistanceChain:
         exists = (ready & (present.amax(0) > 0)).to(raw.dtype)
         smooth = torch.where(state.smooth > 0, torch.lerp(state.smooth, raw, 0.1), raw)
         s = smooth if self.is_smoothed else raw
-        kind = pooled.residuals if self.is_smoothed else pooled.values
-        return Apart(raw, s, exists, self.tail.nats(s, age, kind), parts)
+        return Apart(raw, s, exists, self.tail.nats(s, age, self.pooled), parts)
 
     def learn(self, vectors: Tensor, present: Tensor, seen: Apart, age: Tensor) -> None:
         """Gather complete vectors until 400, then move the tail and the smoothed distance."""
         state = self.state
-        self.tail.fold(seen.s, age, seen.exists)
+        self.tail.fold(seen.s, age, seen.exists, self.pooled)
         state.smooth.copy_(torch.where(seen.exists > 0, seen.s if self.is_smoothed else seen.raw, state.smooth))
         gathers = (state.gathered < GATHERED) & (present.amin(0) > 0)
         if not bool(gathers.any()):

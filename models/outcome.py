@@ -11,9 +11,10 @@ from torch import Tensor
 class Trace:
     """Everything ``explain`` and ``evaluate`` want of every observation; NaN where it does not exist.
 
-    ``(S, N, F)``: ``level`` (S as reported), ``raw_level``, ``record``, ``gate``, ``activity`` (A), ``surprise``,
-    ``error_4``, ``expected`` (one step ahead), ``forecast_4``, ``forecast_8``, ``contribution``. ``(S, N)``:
-    ``entity`` (s), ``entity_smooth`` (ew(s, 10)), ``values`` and ``residuals`` (T^2 / F), ``controller`` (d).
+    ``(S, N, F)``: ``level`` (S as reported), ``raw_level``, ``record``, ``gate``, ``activity`` and ``long_activity`` (A
+    over 10 and 40 observations), ``activity_nats`` (the stronger of them), ``surprise``, ``error_4``, ``expected`` (one
+    step ahead), ``forecast_4``, ``forecast_8``, ``contribution``. ``(S, N)``: ``entity`` (s), ``entity_smooth``
+    (ew(s, 10)), ``values`` and ``residuals`` (T^2 / F), ``controller`` (d).
     """
 
     level: Tensor
@@ -21,6 +22,8 @@ class Trace:
     record: Tensor
     gate: Tensor
     activity: Tensor
+    long_activity: Tensor
+    activity_nats: Tensor
     surprise: Tensor
     error_4: Tensor
     expected: Tensor

@@ -32,25 +32,38 @@ _BUILTIN_FOLDER = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True, slots=True)
 class PooledTail:
-    """Where a kind of evidence starts on a stream without a past (recipe.md, tail).
+    """Where a kind of evidence starts on a stream without a past (:mod:`models.tail`).
 
-    ``level`` is the 98 % quantile q of A, s and T^2 / F; for S it is R, n times the rate of S > 0.01. ``beta`` is the
-    mean of ln(s / q) over exceedances (of ln(S / 0.01) for S).
+    Attributes
+    ----------
+    level
+        The 95 % quantile q of A, s and T^2 / F; 0.01 for S.
+    rate
+        Clusters above q per observation; for S, R: n times the rate of S > 0.01 on the n-th observation.
+    beta
+        Mean of ln(s / q) over cluster peaks; of ln(S / 0.01) over exceedances for S.
     """
 
     level: float
+    rate: float
     beta: float
 
 
 @dataclass(frozen=True, slots=True)
 class PooledTails:
-    """Pooled tails of every kind of evidence; the defaults serve random weights and are replaced by pretraining."""
+    """Pooled tails of every kind of evidence; the defaults serve random weights and are replaced by pretraining.
 
-    level: PooledTail = PooledTail(5.0, 1.4)
-    activity: PooledTail = PooledTail(1.9, 0.3)
-    entity: PooledTail = PooledTail(3.5, 0.25)
-    values: PooledTail = PooledTail(2.5, 0.3)
-    residuals: PooledTail = PooledTail(2.0, 0.25)
+    ``level`` is of S, ``activity`` and ``long_activity`` of A over 10 and 40 observations, ``entity`` and
+    ``entity_smooth`` of s and ew(s, 10), ``values`` and ``residuals`` of T^2 / F.
+    """
+
+    level: PooledTail = PooledTail(0.01, 5.0, 1.4)
+    activity: PooledTail = PooledTail(1.8, 0.0066, 0.3)
+    long_activity: PooledTail = PooledTail(1.6, 0.003, 0.3)
+    entity: PooledTail = PooledTail(4.0, 0.015, 0.3)
+    entity_smooth: PooledTail = PooledTail(2.8, 0.005, 0.3)
+    values: PooledTail = PooledTail(3.8, 0.008, 0.3)
+    residuals: PooledTail = PooledTail(1.6, 0.005, 0.3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ SEASON_LEVELS = (
     _Field("below_season_5", "greatest -ew(sr, 5) so far"),
 )
 ACTIVITY = (
-    _Field("recent", "ew(e_4^2, 20), e_4 = x - forecast_4"),
+    _Field("recent", "ew(e_4^2, 10), e_4 = x - forecast_4"),
+    _Field("recent_long", "ew(e_4^2, 40)"),
     _Field("usual", "s_A: slow, capped mean of e_4^2"),
 )
 RATE_TAIL = (
@@ -102,11 +103,15 @@ RATE_TAIL = (
     _Field("beta", "mean ln(S / 0.01) over exceedances"),
     _Field("exceedances", "exceedances counted", fresh=FIRST_EXCEEDANCES),
 )
-QUANTILE_TAIL = (
-    _Field("quantile", "q: running 98 % quantile"),
+CLUSTER_TAIL = (
+    _Field("quantile", "q: running 95 % quantile"),
     _Field("deviation", "D: running mean deviation from q"),
-    _Field("beta", "mean ln(s / q) over exceedances"),
-    _Field("exceedances", "exceedances counted", fresh=FIRST_EXCEEDANCES),
+    _Field("rate", "clusters above q per observation"),
+    _Field("beta", "mean of ln(s / q) over cluster peaks"),
+    _Field("clusters", "clusters that have ended"),
+    _Field("peak", "greatest ln(s / q) of the present cluster"),
+    _Field("length", "observations since the present cluster began, 0 outside"),
+    _Field("below", "of these, the last ones below q"),
 )
 ADAPTATION = (
     _Field("variance_4", "s2_4: running error variance of the adapted forecast", fresh=1.0, of_network=True),
@@ -312,7 +317,8 @@ def _feature_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[
             yield from _group("season_levels", SEASON_LEVELS)
         yield from _group("activity", ACTIVITY)
         yield from _group("level_tail", RATE_TAIL)
-        yield from _group("activity_tail", QUANTILE_TAIL)
+        yield from _group("activity_tail", CLUSTER_TAIL)
+        yield from _group("long_activity_tail", CLUSTER_TAIL)
     else:
         yield from _group("residual", RESIDUAL)
     if has_fast_weights(config):
@@ -339,11 +345,12 @@ def _entity_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[t
     yield from _group("life", LIFE)
     if config.evidence != "single":
         yield from _group("entity", ENTITY_RESIDUAL)
-        yield from _group("entity_tail", QUANTILE_TAIL)
+        yield from _group("entity_tail", CLUSTER_TAIL)
+        yield from _group("smooth_tail", CLUSTER_TAIL)
     if config.evidence == "coupled":
         for kind in ("values", "residuals"):
             yield from _group(f"{kind}_distance", _distance(len(config.features), kind))
-            yield from _group(f"{kind}_tail", QUANTILE_TAIL)
+            yield from _group(f"{kind}_tail", CLUSTER_TAIL)
     if predictor.scope == "stream":
         yield _wide("hidden", state_width(predictor), "hidden state of the recurrent network")
 

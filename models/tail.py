@@ -2,10 +2,12 @@
 
 References
 ----------
-Pareto tail over a high quantile: Pickands (1975); Siffer et al., "Anomaly detection in streams with extreme value
-theory" (KDD 2017), where the tail of s above q is fitted by moments; here beta is Hill's estimator (1975) of 1 / alpha,
-running and capped. Running quantile: Robbins and Monro (1951), step scaled by the running mean deviation.
-Controller: one integral term on the rate of episodes.
+Peaks over threshold with declustering: evidence above a high quantile comes in clusters, whose peaks are independent
+and Pareto-like and whose rate is what alarms are counted in (M. Leadbetter, "On a basis for peaks over threshold
+modeling", 1991; runs declustering: S. Coles, "An Introduction to Statistical Modeling of Extreme Values", 2001, section
+5.3.2). In streams, without clusters: Siffer et al., "Anomaly detection in streams with extreme value theory" (KDD
+2017). beta is Hill's estimator (1975) of 1 / alpha over cluster peaks, running and capped. Running quantile: Robbins
+and Monro (1951), step scaled by the running mean deviation. Controller: one integral term on the rate of episodes.
 """
 
 from __future__ import annotations
@@ -19,9 +21,20 @@ from torch import Tensor
 from models.pretrained import PooledTail
 
 LN10 = math.log(10.0)
-TAIL_SHARE = 0.02
-TAIL_NATS = -math.log(TAIL_SHARE)
-TAIL_WINDOW = 5000.0
+TAIL_SHARE = 0.05
+TAIL_WINDOW = 20_000.0
+# A cluster ends after this many observations below q.
+CLUSTER_QUIET = 10.0
+# One cluster moves beta as if its peak were at most so many times the usual excess: a fault is one odd cluster.
+CLUSTER_CAP = 4.0
+# Within a cluster, q and D move ever more slowly: by 1 / (1 + length / 50) of their step, at least a tenth, so that a
+# fault of a thousand observations does not become what is normal, and a change that lasts does.
+CLUSTER_PATIENCE = 50.0
+CLUSTER_LEAST_STEP = 0.1
+# What the pooled tail knows counts as so many clusters.
+PRIOR_CLUSTERS = 10.0
+SLOWEST_BETA = 0.02
+RECORD_WINDOW = 5000.0
 # A, s and T^2 / F are about 1 on quiet data: below this they are quiet, and scales that sank further could not return.
 LEAST_QUANTILE = 0.1
 LEAST_DEVIATION = 0.01
@@ -36,7 +49,7 @@ QUIET_S = 1800.0
 QUIET_OBSERVATIONS = 10.0
 CRITICAL_DECADES = 2.0
 UPDATE_DECADES = 1.0
-CONTROLLER_MAX = 6.0
+CONTROLLER_MAX = 1.0
 CONTROLLER_MIN = -1.0
 HYSTERESIS_NATS = 1.0
 
@@ -45,41 +58,67 @@ NO_EVENT, OPENED, UPDATED, RESOLVED = 0, 1, 2, 3
 
 
 @dataclass(slots=True)
-class QuantileTail:
-    """Running tail of A, s or T^2: 98 % quantile q, mean deviation D, Pareto beta, exceedances."""
+class ClusterTail:
+    """Running tail of A, s or T^2: how often it rises above its 95 % quantile q, and how far.
+
+    A cluster begins when s exceeds q and ends after ten observations below it. Clusters, not observations, are counted
+    and their peaks measured: evidence is smooth, so that one fault exceeds q many times in a row, and an alarm is one
+    alarm however long it lasts.
+    """
 
     quantile: Tensor
     deviation: Tensor
+    rate: Tensor
     beta: Tensor
-    exceedances: Tensor
+    clusters: Tensor
+    peak: Tensor
+    length: Tensor
+    below: Tensor
 
     def start_from(self, pooled: PooledTail) -> None:
         """Give rows without a past the pooled tail (a fresh row holds zeros)."""
         fresh = self.quantile <= 0
         self.quantile.masked_fill_(fresh, pooled.level)
+        self.rate.masked_fill_(fresh, pooled.rate)
         self.beta.masked_fill_(fresh, pooled.beta)
 
     def nats(self, s: Tensor, age: Tensor, pooled: PooledTail) -> Tensor:
-        """Nats of evidence s: Pareto above q, linear below; ``age`` is the number of observations behind the tail."""
-        share = pooled_share(age)
-        quantile = torch.lerp(self.quantile, self.quantile.new_tensor(pooled.level), share)
-        beta = torch.lerp(self.beta, self.beta.new_tensor(pooled.beta), share)
-        ratio = s / quantile
-        return torch.where(ratio > 1.0, torch.log(ratio.clamp_min(1.0)) / beta + TAIL_NATS, ratio * TAIL_NATS)
+        """-ln of how often per observation a cluster reaches s: -ln(rate) + ln(s / q) / beta above q, linear below.
 
-    def fold(self, s: Tensor, age: Tensor, weight: Tensor) -> None:
+        ``age`` is the number of observations behind the tail.
+        """
+        quantile = torch.lerp(self.quantile, self.quantile.new_tensor(pooled.level), pooled_share(age))
+        ratio, base = s / quantile, torch.log(self.rate).neg_()
+        return torch.where(ratio > 1.0, torch.log(ratio.clamp_min(1.0)) / self.beta + base, ratio * base)
+
+    def fold(self, s: Tensor, age: Tensor, weight: Tensor, pooled: PooledTail) -> None:
         """Move the tail by s where ``weight`` is 1."""
-        rate = torch.reciprocal(age + 1.0).clamp_min_(1.0 / TAIL_WINDOW).mul_(weight)
-        deviation = torch.where(self.deviation > 0, self.deviation, s.clamp_min(LEAST_DEVIATION))
-        above = s > self.quantile
-        distance = torch.minimum((s - self.quantile).abs_(), 10.0 * deviation)
+        exceeds = (s > self.quantile) * weight
+        inside = (self.length > 0).to(s.dtype)
+        begins = exceeds * (1.0 - inside)
         excess = torch.log((s / self.quantile).clamp_min_(1.0))
-        over = weight * above
-        _fold_beta(self.beta, self.exceedances, excess, over)
-        pull = torch.where(above, (1.0 - TAIL_SHARE) / TAIL_SHARE, -1.0)
-        self.quantile.add_(rate * deviation * pull).clamp_min_(LEAST_QUANTILE)
-        moved = torch.lerp(deviation, distance, rate).clamp_min_(LEAST_DEVIATION)
+        self.peak.copy_(torch.where(begins > 0, excess, torch.maximum(self.peak, excess * exceeds)))
+        self.below.add_(inside * weight).mul_(1.0 - exceeds)
+        ends = inside * weight * (self.below >= CLUSTER_QUIET)
+        self.length.add_(torch.maximum(inside, begins) * weight).mul_(1.0 - ends)
+        self._learn_peak(ends)
+        behind = age + PRIOR_CLUSTERS / pooled.rate
+        self.rate.lerp_(begins, torch.reciprocal(behind).clamp_min_(1.0 / TAIL_WINDOW).mul_(weight))
+
+        deviation = torch.where(self.deviation > 0, self.deviation, s.clamp_min(LEAST_DEVIATION))
+        distance = torch.minimum((s - self.quantile).abs_(), 10.0 * deviation)
+        patience = torch.reciprocal(self.length * (1.0 / CLUSTER_PATIENCE) + 1.0).clamp_min_(CLUSTER_LEAST_STEP)
+        step = torch.reciprocal(age + 1.0).clamp_min_(1.0 / TAIL_WINDOW).mul_(weight).mul_(patience)
+        pull = torch.where(exceeds > 0, (1.0 - TAIL_SHARE) / TAIL_SHARE, -1.0)
+        self.quantile.add_(step * deviation * pull).clamp_min_(LEAST_QUANTILE)
+        moved = torch.lerp(deviation, distance, step).clamp_min_(LEAST_DEVIATION)
         self.deviation.copy_(torch.where(weight > 0, moved, self.deviation))
+
+    def _learn_peak(self, ends: Tensor) -> None:
+        """Move beta by the peaks of the clusters that end."""
+        rate = torch.reciprocal(self.clusters + PRIOR_CLUSTERS + 1.0).clamp_min_(SLOWEST_BETA).mul_(ends)
+        self.beta.lerp_(torch.minimum(self.peak, CLUSTER_CAP * self.beta), rate).clamp_min_(LEAST_BETA)
+        self.clusters.add_(ends)
 
 
 @dataclass(slots=True)
@@ -110,22 +149,18 @@ class RateTail:
     def fold(self, s: Tensor, age: Tensor, weight: Tensor, pooled: PooledTail) -> None:
         """Move the tail by S where ``weight`` is 1."""
         over = (s > LEVEL_FLOOR) * weight
-        fade = weight * (1.0 / TAIL_WINDOW)
+        fade = weight * (1.0 / RECORD_WINDOW)
         self.seen.add_(over - self.seen * fade)
         self.expected.add_(record_rate(age, pooled) * weight - self.expected * fade)
         excess = torch.log((s * (1.0 / LEVEL_FLOOR)).clamp_min_(1.0))
-        _fold_beta(self.beta, self.exceedances, excess, over)
+        rate = torch.reciprocal(self.exceedances + 1.0).clamp_min_(0.01).mul_(over)
+        self.beta.lerp_(torch.minimum(excess, 10.0 * self.beta), rate).clamp_min_(LEAST_BETA)
+        self.exceedances.add_(over)
 
 
 def record_rate(age: Tensor, pooled: PooledTail) -> Tensor:
     """Pooled probability of S > 0.01 after ``age`` valid observations: R / n, between the warm-up and 5000."""
-    return pooled.level / age.clamp(WARM_UP, TAIL_WINDOW)
-
-
-def _fold_beta(beta: Tensor, exceedances: Tensor, excess: Tensor, over: Tensor) -> None:
-    rate = torch.reciprocal(exceedances + 1.0).clamp_min_(0.01).mul_(over)
-    beta.lerp_(torch.minimum(excess, 10.0 * beta), rate).clamp_min_(LEAST_BETA)
-    exceedances.add_(over)
+    return pooled.rate / age.clamp(WARM_UP, RECORD_WINDOW)
 
 
 def pooled_share(age: Tensor) -> Tensor:
@@ -227,7 +262,7 @@ def _verdict(alarm: Tensor, warm: Tensor, scored: Tensor) -> Tensor:
 
 
 def _control(life: AlertLife, change: Tensor) -> None:
-    """d += change within [-1, 6], by a compensated sum: one observation's share of a week is below float32's grain.
+    """d += change within [-1, 1], by a compensated sum: one observation's share of a week is below float32's grain.
 
     References
     ----------

@@ -16,7 +16,9 @@ TINY = PredictorConfig(hidden=4)
 
 def test_saved_weights_come_back_equal(tmp_path):
     """A version names its numbers: the same fingerprint before and after the disk."""
-    weights = replace(Weights.random(TINY, 1), pooled=PooledTails(activity=PooledTail(1.5, 0.2)), manifest={"seed": 1})
+    weights = replace(
+        Weights.random(TINY, 1), pooled=PooledTails(activity=PooledTail(1.5, 0.01, 0.2)), manifest={"seed": 1}
+    )
     weights.save(tmp_path / "new" / "folder")
     loaded = Weights.load(tmp_path / "new" / "folder")
     assert loaded.fingerprint() == weights.fingerprint()
@@ -30,7 +32,7 @@ def test_fingerprint_names_what_enters_the_fold():
     """Two versions with one name would mix rows of different folds."""
     weights = Weights.random(TINY, 1)
     others = [Weights.random(TINY, 2), replace(weights, P0=weights.P0 * 2), replace(
-        weights, pooled=PooledTails(activity=PooledTail(1.5, 0.2)))]  # fmt: skip
+        weights, pooled=PooledTails(activity=PooledTail(1.5, 0.01, 0.2)))]  # fmt: skip
     assert len({weights.fingerprint(), *(other.fingerprint() for other in others)}) == 4
     assert replace(weights, manifest={"note": "x"}).fingerprint() == weights.fingerprint()
 

@@ -56,6 +56,38 @@ class Network:
         return out
 
 
+class ActivityTail:
+    """Clusters of one activity above its 95 % quantile."""
+
+    def __init__(self, pooled):
+        self.pooled = pooled
+        self.recent = self.D = 0.0
+        self.q, self.rate, self.beta = pooled.level, pooled.rate, pooled.beta
+        self.ended, self.cluster, self.below = 0, [], 0
+
+    def nats(self, A, w):
+        q = w * self.pooled.level + (1 - w) * self.q
+        return -math.log(self.rate) + math.log(A / q) / self.beta if q < A else -math.log(self.rate) * A / q
+
+    def learn(self, A, n):
+        exceeds = self.q < A
+        begins = exceeds and not self.cluster
+        if exceeds or self.cluster:
+            self.cluster.append(max(math.log(A / self.q), 0.0))
+            self.below = 0 if exceeds else self.below + 1
+        if self.below == 10:
+            peak = min(max(self.cluster), 4 * self.beta)
+            self.beta += max(0.02, 1 / (self.ended + 11)) * (peak - self.beta)
+            self.ended, self.cluster, self.below = self.ended + 1, [], 0
+        self.rate += max(1 / 20_000, 1 / (n + 10 / self.pooled.rate)) * (begins - self.rate)
+        if self.D == 0:
+            self.D = max(A, 0.01)
+        step = max(1 / 20_000, 1 / (n + 1)) * max(0.1, 1 / (1 + len(self.cluster) / 50))
+        q, D = self.q, self.D
+        self.q = max(q + step * D * (exceeds - 0.05) / 0.05, 0.1)
+        self.D = max(D + step * (min(abs(A - q), 10 * D) - D), 0.01)
+
+
 class Reference:
     """All that one feature's row remembers, by plain names."""
 
@@ -70,10 +102,10 @@ class Reference:
         self.l20 = self.l300 = self.l1500 = self.v1500 = self.vsr = self.sr5 = 0.0
         self.ranges = {"x": None, "l20": None}
         self.maxima = {}
-        self.P = self.P_max = self.gate_scale = self.recent = self.usual = 0.0
+        self.P = self.P_max = self.gate_scale = self.usual = 0.0
         self.seen_S = self.expected_S = 0.0
         self.beta_S, self.k_S = self.pool.level.beta, 10.0
-        self.q, self.D, self.beta_A, self.k_A = self.pool.activity.level, 0.0, self.pool.activity.beta, 10.0
+        self.activities = {10: ActivityTail(self.pool.activity), 40: ActivityTail(self.pool.long_activity)}
         self.ring = [0.0] * 10
         self.ahead_4, self.ahead_8 = [None] * 4, [None] * 8
         self.mixture = None
@@ -131,7 +163,7 @@ class Reference:
             compared = 0 if n < 100 else (1 if A is None else 2)
             nats = 0.0 if compared == 0 else max(max(nats_S, nats_A) - math.log(compared), 0.0)
             score = round(nats / math.log(10.0), 3)
-            out = {"score": score, "S": r_S, "A": math.nan if A is None else A, **self.decide(score, elapsed)}
+            out = {"score": score, "S": r_S, "A": math.nan if A is None else A[10], **self.decide(score, elapsed)}
             self.update_evidence(updates, r_S, A)
         else:
             self.quiet_s += elapsed
@@ -167,12 +199,14 @@ class Reference:
         reported = S if max(self.ring) < S else 0.0
         A = None
         if x4 is not None:
-            self.recent += max(1 / 20, 1 / max(n - 3, 1)) * ((x - x4) ** 2 - self.recent)
-            A = math.sqrt(self.recent / (self.usual + f * f))
+            A = {}
+            for window, tail in self.activities.items():
+                tail.recent += max(1 / window, 1 / max(n - 3, 1)) * ((x - x4) ** 2 - tail.recent)
+                A[window] = math.sqrt(tail.recent / (self.usual + f * f))
         return S, reported, A, (x, sr, f, x4, x8, counts)
 
     def record_rate(self, n):
-        return self.pool.level.level / min(max(n, 100), 5000)
+        return self.pool.level.rate / min(max(n, 100), 5000)
 
     def nats(self, S, reported, A):
         n = self.n
@@ -182,10 +216,7 @@ class Reference:
         nats_S = -math.log(lam) + math.log(reported / 0.01) / beta if reported > 0.01 else 0.0
         if A is None:
             return nats_S, 0.0
-        q = w * self.pool.activity.level + (1 - w) * self.q
-        beta = w * self.pool.activity.beta + (1 - w) * self.beta_A
-        nats_A = -math.log(0.02) + math.log(A / q) / beta if q < A else -math.log(0.02) * A / q
-        return nats_S, nats_A
+        return nats_S, max(tail.nats(A[window], w) for window, tail in self.activities.items())
 
     def decide(self, score, elapsed):
         per_alarm = self.config.alarm_every_s / INTERVAL_S
@@ -196,7 +227,7 @@ class Reference:
         self.quiet_n, self.quiet_s = (0, 0.0) if holds else (self.quiet_n + 1, self.quiet_s + elapsed)
         event, d = 0, self.d
         if alarm and not self.is_open:
-            event, self.is_open, self.d = 1, True, min(self.d + 1, 6.0)
+            event, self.is_open = 1, True
             self.peak, self.reported, self.severity = score, score, 2 if score >= threshold + 2 else 1
         elif alarm:
             severity = 2 if score >= threshold + 2 else 1
@@ -205,7 +236,7 @@ class Reference:
         elif self.is_open and self.quiet_n >= 10 and self.quiet_s >= 1800:
             event, self.is_open = 3, False
         if is_warm:
-            self.d = max(self.d - 1.0 / per_alarm, -1.0)
+            self.d = min(max(self.d + (event == 1) - 1.0 / per_alarm, -1.0), 1.0)
         return {"verdict": (1 if alarm else 0) if is_warm else 2, "event": event, "d": d, "threshold": threshold}
 
     def update_evidence(self, seen, reported, A):
@@ -231,15 +262,8 @@ class Reference:
             self.beta_S = max(self.beta_S + max(0.01, 1 / (self.k_S + 1)) * (target - self.beta_S), 0.02)
             self.k_S += 1
         if A is not None:
-            a, q = rate(5000, n), self.q
-            if self.D == 0:
-                self.D = max(A, 0.01)
-            if q < A:
-                target = min(math.log(A / q), 10 * self.beta_A)
-                self.beta_A = max(self.beta_A + max(0.01, 1 / (self.k_A + 1)) * (target - self.beta_A), 0.02)
-                self.k_A += 1
-            self.q = max(q + a * self.D * ((q < A) - 0.02) / 0.02, 0.1)
-            self.D = max(self.D + a * (min(abs(A - q), 10 * self.D) - self.D), 0.01)
+            for window, tail in self.activities.items():
+                tail.learn(A[window], n)
 
     def learn(self, x, valid):
         """Fast weights: the step towards x from the keys of t-4 and t-8."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from models.calibration import Effort, pooled_tails
 from models.config import PredictorConfig
 from models.features import window_inputs
 from models.predictor import Predictor
-from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights, builtin
+from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, PooledTails, Weights, builtin
 from models.synthetic import FAMILIES, corpus
 from models.training import ODD_INPUTS, Lessons, Progress, Schedule, evaluate, fit, prepare, pretrain
 
@@ -60,10 +61,11 @@ def test_progress_ends_at_its_total(tiny: Weights, reports: list[Progress]) -> N
 
 def test_pooled_tails_say_what_normal_series_do(tiny: Weights) -> None:
     """A new stream is judged by these numbers: they must be finite, and rates must be rates."""
-    assert 1 < tiny.pooled.level.level < 20, "exceedances for each e-fold of memory"
-    quantiles = (tiny.pooled.activity, tiny.pooled.entity, tiny.pooled.values, tiny.pooled.residuals)
-    assert all(0.1 < tail.level < 100 for tail in quantiles)
-    assert all(0.02 <= tail.beta < 3 for tail in (*quantiles, tiny.pooled.level))
+    assert 1 < tiny.pooled.level.rate < 20, "exceedances for each e-fold of memory"
+    clustered = [getattr(tiny.pooled, field.name) for field in fields(PooledTails) if field.name != "level"]
+    assert all(0.1 < tail.level < 100 for tail in clustered)
+    assert all(0 < tail.rate < 0.05 for tail in clustered), "clusters are rarer than exceedances of the 95 % quantile"
+    assert all(0.02 <= tail.beta < 3 for tail in (*clustered, tiny.pooled.level))
     with pytest.raises(ValueError, match="nothing to pool"):
         pooled_tails(tiny, 1, Effort(observations=300))
 
