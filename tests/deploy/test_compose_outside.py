@@ -23,7 +23,13 @@ DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
 RULES = sorted((ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
 NAME = re.compile(r"\banomaly_\w+|\bprocess_\w+")
 DEADLINE_S = 60.0
-PROFILES = {"TIDEWATCH_MONITOR__MIN_SILENCE_S": "5", "TIDEWATCH_MONITOR__SILENT_AFTER_GAPS": "3"}
+SOONER = {
+    "monitor": {"TIDEWATCH_MONITOR__MIN_SILENCE_S": "5", "TIDEWATCH_MONITOR__SILENT_AFTER_GAPS": "3"},
+    "learner": {"TIDEWATCH_LEARNER__STRETCH": "32", "TIDEWATCH_LEARNER__BATCH": "4"},
+}
+"""The replay is ten hours of three streams: too little for the default stretch of 128 observations to teach much."""
+
+ROLES = ("worker", "learner", "monitor", "notify")
 
 
 class Prometheus:
@@ -65,39 +71,41 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, hook: Hook) -> Iterator
         tmp_path_factory.mktemp("deployment"),
         {"REPLAY_SPEED": "max", "NOTIFY_URL": hook.url},
         leave_out=frozenset({"grafana"}),
-        extra={"monitor": PROFILES},
+        extra=SOONER,
     )
     try:
-        running.up("kafka", "redis", "topics", "worker", "monitor", "notify", "prometheus")
-        running.wait_healthy("notify")  # its first start tells what comes from now on
+        running.up("kafka", "redis", "topics", *ROLES, "prometheus")
+        for name in ("notify", "learner"):  # their first starts begin with what comes from now on
+            running.wait_healthy(name)
         running.up("replay")
         code = running.processes["replay"].wait(120)
         assert code == 0, running.log("replay")
         yield running
     finally:
         codes = running.down()
-    assert {codes[name] for name in ("worker", "monitor", "notify", "topics", "replay")} == {0}, codes
+    assert {codes[name] for name in (*ROLES, "topics", "replay")} == {0}, codes
 
 
 @pytest.fixture(scope="module")
 def live(deployment: Deployment) -> Prometheus:
-    """Prometheus, once it has seen an alert of the replay open, and the monitor has shown it."""
+    """Prometheus, once it has seen an alert of the replay open, the monitor show it, and the learner learn."""
     asked = Prometheus(deployment.address("prometheus:9090"))
     asked.until("anomaly_alert_observed")
     asked.until("rate(anomaly_scores_total[15s]) and anomaly_scores_total >= 1800")
+    asked.until("anomaly_learner_updates_total > 0 and anomaly_learner_loss_learning < Inf")
     return asked
 
 
 def test_every_service_is_healthy(deployment: Deployment) -> None:
     """The health checks of the file pass, so `docker compose up --wait` ends."""
-    for name in ("kafka", "redis", "worker", "monitor", "notify", "prometheus"):
+    for name in ("kafka", "redis", *ROLES, "prometheus"):
         deployment.wait_healthy(name)
 
 
 def test_prometheus_scrapes_every_role(live: Prometheus) -> None:
     """A target that cannot be scraped shows as an empty dashboard."""
     up = {each["metric"]["job"]: each["value"][1] for each in live.until('up{job=~"tidewatch-.+"} == 1')}
-    assert up == {"tidewatch-worker": "1", "tidewatch-monitor": "1", "tidewatch-notify": "1"}
+    assert up == {f"tidewatch-{role}": "1" for role in ROLES}
 
 
 def test_alerts_reach_people(live: Prometheus, hook: Hook) -> None:

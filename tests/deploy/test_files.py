@@ -16,6 +16,7 @@ import yaml
 
 from deploy.grafana.generate import FOLDER, dashboards
 from pipeline.__main__ import COMMANDS, build_parser
+from pipeline.learning.metrics import LearnerMetrics
 from pipeline.metrics import Metrics
 from pipeline.monitor_metrics import MonitorMetrics
 from pipeline.notify.metrics import NotifyMetrics
@@ -188,8 +189,8 @@ def test_provisioning_points_at_what_is_mounted() -> None:
 
 def test_rules_and_dashboards_name_metrics_that_a_role_has() -> None:
     """A rule over a metric that was renamed is silent for ever."""
-    registries = (Metrics().registry, MonitorMetrics({}, 1).registry, NotifyMetrics().registry)
-    made = {metric.name for registry in registries for metric in registry.collect()}
+    roles = (Metrics(), LearnerMetrics(), MonitorMetrics({}, 1), NotifyMetrics())
+    made = {metric.name for role in roles for metric in role.registry.collect()}
     ends = ("", "_total", "_bucket", "_sum", "_count")
     known = {f"{name}{end}" for name in made for end in ends}
     files = [*(ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"), *FOLDER.glob("*.json")]
