@@ -133,7 +133,7 @@ def _print_row(settings: Settings, name: str) -> int:
 
 def _settings_finding(settings: Settings, path: Path | None) -> Finding:
     origin = "defaults and environment" if path is None else str(path)
-    return ok("settings", f"{origin}: {len(settings.profiles)} profiles, registry {settings.registry.folder}")
+    return ok("settings", f"{origin}: profiles {', '.join(settings.profiles)}; registry {settings.registry.folder}")
 
 
 def _device_finding(settings: Settings) -> Finding:

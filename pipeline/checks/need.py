@@ -161,11 +161,12 @@ def check_needs(needs: Sequence[Need], facts: Facts, lack: Lack) -> Iterator[Fin
         What it is where there is too little: :func:`problem` for streams that were named, :func:`warning` for a guess.
     """
     for need in needs:
-        load = "" if need.load is None else f", and with its interval keeps {need.load:.0%} of a worker busy"
+        load = "" if need.load is None else f"; at their interval they keep {need.load:.0%} of a worker busy"
         yield ok(
             SUBJECT,
-            f"{need.streams:,} streams of {need.profile}: {gigabytes(need.redis_bytes)} in Redis; a worker here takes "
-            f"about {need.rate:,.0f} observations/s, one of each stream every {_seconds(need.every_s)}{load}",
+            f"{need.streams:,} streams of {need.profile}: {gigabytes(need.redis_bytes)} in Redis\n"
+            f"a worker here takes about {_round(need.rate):,} observations/s, one of each stream every "
+            f"{_seconds(need.every_s)}{load}",
         )
     yield from _check_workers(needs, facts.partitions, lack)
     yield _check_memory(PROCESS_BYTES + sum(need.worker_bytes for need in needs), machine_bytes(), lack)
@@ -179,7 +180,7 @@ def _check_workers(needs: Sequence[Need], partitions: Mapping[str, int], lack: L
         return
     workers = max(1, math.ceil(sum(loads)))
     said = "one worker like this machine is" if workers == 1 else f"{workers} workers like this machine are"
-    yield ok(SUBJECT, f"{said} enough for the profiles with an interval; half as many again can catch up after a stop")
+    yield ok(SUBJECT, f"{said} enough for the profiles that have an interval; with half as much again they catch up")
     for need in needs:
         most = partitions.get(need.profile)
         if most is not None and need.load is not None and math.ceil(need.load) > most:
@@ -211,6 +212,11 @@ def machine_bytes() -> int:
         with suppress(OSError, ValueError), open(limit, encoding="ascii") as file:
             machine = min(machine, int(file.read()))
     return machine
+
+
+def _round(rate: float) -> int:
+    """Two figures: it is no more exact than that."""
+    return int(float(f"{rate:.1e}"))
 
 
 def _seconds(seconds: float) -> str:

@@ -102,6 +102,15 @@ def test_every_service_is_healthy(deployment: Deployment) -> None:
         deployment.wait_healthy(name)
 
 
+def test_check_finds_the_running_deployment_ready(deployment: Deployment) -> None:
+    """Topics, retention, Redis, versions of the shared registry, and room for so many streams as the file allows."""
+    code, said = deployment.once("worker", "check")
+    assert code == 0, said
+    assert "FAIL" not in said
+    assert "warn" not in said
+    assert "every version they name is there" in said
+
+
 def test_prometheus_scrapes_every_role(live: Prometheus) -> None:
     """A target that cannot be scraped shows as an empty dashboard."""
     up = {each["metric"]["job"]: each["value"][1] for each in live.until('up{job=~"tidewatch-.+"} == 1')}
