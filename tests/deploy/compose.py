@@ -32,13 +32,13 @@ DEADLINE_S = 100.0
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
-def load(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The file, its variables filled in."""
+def load(environment: Mapping[str, str], path: Path = FILE) -> dict[str, Any]:
+    """A compose file, its variables filled in."""
 
     def filled(found: re.Match[str]) -> str:
         return environment.get(found[1]) or found[2] or ""
 
-    loaded: dict[str, Any] = yaml.safe_load(VARIABLE.sub(filled, FILE.read_text()))
+    loaded: dict[str, Any] = yaml.safe_load(VARIABLE.sub(filled, path.read_text()))
     return loaded
 
 

@@ -13,13 +13,16 @@ from kafka import KafkaAdminClient
 from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
 
 from pipeline.__main__ import main
+from pipeline.checks.finding import Facts, Level
+from pipeline.checks.kafka import check_kafka
 from pipeline.errors import TidewatchError
+from pipeline.notify.kafka import Bookmark
 from pipeline.records import Partition
 from pipeline.servers import EmbeddedRedis, create_topics
 from pipeline.settings import Settings
 from pipeline.sources.base import CommittedOffset
 from pipeline.topics_command import planned
-from pipeline.wiring import build_cluster, build_sink, build_source, build_store
+from pipeline.wiring import build_cluster, build_sink, build_source, build_store, security_options
 from tests.real_kafka import joined, unique
 from tests.secure import Authority, SecureKafka, TlsProxy
 
@@ -86,7 +89,7 @@ KINDS = ("ssl", "plain", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_client_gets_through(kind: str, kafka: SecureKafka, folder: Path, authority: Authority) -> None:
-    """Source, transactional sink, topics, feeder: one that forgets its options fails on the first secured cluster."""
+    """Source, transactional sink, topics, feeder, bookmark: one that forgets its options fails on a secured cluster."""
     settings = settings_for(kafka, kind, security(kind, folder, authority))
     cluster = build_cluster(settings)
     for name in planned(settings):
@@ -106,6 +109,10 @@ def test_every_client_gets_through(kind: str, kafka: SecureKafka, folder: Path, 
         sink.close()
         source.close()
     assert cluster.committed(settings.kafka.group)[Partition(TOPIC, 0)].offset == 1
+    with Bookmark(cluster.options(), settings.kafka.group, cluster.call_deadline_s) as bookmark:
+        assert bookmark.committed({Partition(TOPIC, 0): 9}) == {Partition(TOPIC, 0): 1}
+    options = security_options(settings.kafka.security)
+    assert not [f for f in check_kafka(settings, options, Facts()) if f.level is Level.PROBLEM]
 
 
 @pytest.mark.parametrize("kind", KINDS)
