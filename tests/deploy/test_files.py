@@ -144,6 +144,14 @@ def test_every_variable_has_a_default_that_works() -> None:
         assert default or variable == "NOTIFY_URL", variable
 
 
+def test_a_worker_has_a_thread_for_each_core_it_may_use() -> None:
+    """Processes see the machine's cores, not their share of them: sixty threads on two cores wait for each other."""
+    for cpus in ("2", "8"):
+        worker = load({"WORKER_CPUS": cpus})["services"]["worker"]
+        assert str(worker["environment"]["TIDEWATCH_ENGINE__THREADS"]) == cpus
+        assert worker["deploy"]["resources"]["limits"]["cpus"] == cpus
+
+
 def test_one_learner_shares_the_registry_of_the_workers() -> None:
     """A learner that publishes where no worker looks learns for nobody."""
     registry = COMPOSE["x-environment"]["TIDEWATCH_REGISTRY__FOLDER"]
