@@ -161,7 +161,8 @@ def check_needs(needs: Sequence[Need], facts: Facts, lack: Lack) -> Iterator[Fin
         What it is where there is too little: :func:`problem` for streams that were named, :func:`warning` for a guess.
     """
     for need in needs:
-        load = "" if need.load is None else f"; at their interval they keep {need.load:.0%} of a worker busy"
+        share = "" if need.load is None else "under 1%" if need.load < 0.01 else f"{need.load:.0%}"
+        load = f"; at their interval they keep {share} of a worker busy" if share else ""
         yield ok(
             SUBJECT,
             f"{need.streams:,} streams of {need.profile}: {gigabytes(need.redis_bytes)} in Redis\n"
