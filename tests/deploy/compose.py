@@ -113,7 +113,7 @@ class Deployment:
     def once(self, name: str, *command: str) -> tuple[int, str]:
         """Run another command of ours in a service's place, as ``docker compose run --rm`` does; its code and words."""
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *command], cwd=self.folder, env=self._environment(name),
+            [sys.executable, "-m", "pipeline", *command], cwd=self.root(name), env=self._environment(name),
             capture_output=True, text=True, timeout=DEADLINE_S, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
@@ -155,7 +155,12 @@ class Deployment:
             command = [str(prometheus("prometheus")), *command, f"--web.listen-address={address}"]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, cwd=self.folder, env=self._environment(name), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=self.root(name),
+                env=self._environment(name),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
     def _environment(self, name: str) -> dict[str, str]:
@@ -166,7 +171,14 @@ class Deployment:
         if "build" in service:
             environment |= {"TIDEWATCH_HTTP__PORT": str(self.ports[f"{name}:9464"]), "PYTHONPATH": str(ROOT)}
             environment |= {"TIDEWATCH_HTTP__HOST": "127.0.0.1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-        return {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR") if key in os.environ} | environment
+            environment |= {"PYTHONDONTWRITEBYTECODE": "1", "HOME": str(self.root(name))}
+        return {key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ} | environment
+
+    def root(self, name: str) -> Path:
+        """Where a service begins: what it writes here, a container with a read-only file system could not."""
+        path = self.folder / "roots" / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def volume(self, name: str) -> Path:
         """A named volume."""

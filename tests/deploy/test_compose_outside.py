@@ -102,6 +102,14 @@ def test_every_service_is_healthy(deployment: Deployment) -> None:
         deployment.wait_healthy(name)
 
 
+def test_our_services_write_to_their_volumes_only(deployment: Deployment, live: Prometheus) -> None:
+    """Their file systems are read-only; what is written by accident would end a container, or be lost with it."""
+    assert live.query("up")
+    for name in (*ROLES, "topics", "replay"):
+        assert not list(deployment.root(name).iterdir()), name
+    assert list(deployment.volume("registry").iterdir())
+
+
 def test_check_finds_the_running_deployment_ready(deployment: Deployment) -> None:
     """Topics, retention, Redis, versions of the shared registry, and room for so many streams as the file allows."""
     code, said = deployment.once("worker", "check")
