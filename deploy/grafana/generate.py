@@ -391,7 +391,7 @@ OPERATIONS: Sequence[tuple[str, Sequence[Panel]]] = (
             ),
             Graph(
                 "time by stage",
-                "Share of each second that goes into a stage; what is missing to 1 is waiting.",
+                "Share of each second that goes into a stage; poll is mostly waiting for records, unless there is lag.",
                 [
                     Query(
                         f"sum by (stage) (rate(anomaly_stage_duration_seconds_sum{{{WORKER}}}[$__rate_interval]))",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 import urllib.parse
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
 RULES = sorted((ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
 NAME = re.compile(r"\banomaly_\w+|\bprocess_\w+")
-DEADLINE_S = 60.0
+DEADLINE_S, LOOKED_BACK_S = 60.0, 200.0
 SOONER = {
     "monitor": {"TIDEWATCH_MONITOR__MIN_SILENCE_S": "5", "TIDEWATCH_MONITOR__SILENT_AFTER_GAPS": "3"},
     "learner": {"TIDEWATCH_LEARNER__STRETCH": "32", "TIDEWATCH_LEARNER__BATCH": "4"},
@@ -48,6 +49,12 @@ class Prometheus:
         """Series that a query gives now."""
         result: list[dict[str, Any]] = self.ask("query", query=expr)["result"]
         return result
+
+    def drawn(self, expr: str) -> list[float]:
+        """Every number that a query has given so far, as a curve would show it."""
+        end = time.time()
+        result = self.ask("query_range", query=expr, start=str(end - LOOKED_BACK_S), end=str(end), step="2")["result"]
+        return [number for series in result for _, value in series["values"] if math.isfinite(number := float(value))]
 
     def until(self, expr: str) -> list[dict[str, Any]]:
         """Ask until there is something."""
@@ -164,12 +171,14 @@ def filled(expr: str, stream: str, feature: str) -> str:
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=[path.stem for path in DASHBOARDS])
 def test_every_panel_shows_something(path: Path, live: Prometheus) -> None:
-    """A panel over a metric that was renamed stays empty, and nobody notices before they need it."""
+    """A panel over a metric that was renamed, or only of NaN, stays empty; nobody notices before they need it."""
     names = set(live.ask("label/__name__/values"))
     shown = live.until("anomaly_alert_observed")[0]["metric"]
     for title, expr in queries(path):
         assert set(NAME.findall(expr)) <= names, title
-        assert live.until(filled(expr, shown["stream"], shown["feature"])), f"{title}: nothing for {expr}"
+        asked = filled(expr, shown["stream"], shown["feature"])
+        assert live.until(asked), f"{title}: nothing for {expr}"
+        assert live.drawn(asked), f"{title}: nothing to draw for {expr}"
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=[path.stem for path in DASHBOARDS])
