@@ -111,6 +111,13 @@ def _needed_s(settings: Settings, profile: str) -> tuple[float, float]:
 
 def _check_retention(topic: str, configs: Mapping[str, str], least_s: float, whole_s: float) -> Iterator[Finding]:
     """Kafka is the truth that rows are rebuilt from: records must stay long enough, and must not be thinned out."""
+    if not configs.keys() >= set(WANTED):
+        yield warning(
+            SUBJECT,
+            f"how long input {topic} is kept may not be asked (that takes DescribeConfigs): look yourself that it is "
+            f"for {_time(whole_s)} or longer, and by time",
+        )
+        return
     if "compact" in configs["cleanup.policy"]:
         yield warning(
             SUBJECT,
@@ -143,7 +150,7 @@ def _check_retention(topic: str, configs: Mapping[str, str], least_s: float, who
 
 
 def _check_alerts(configs: Mapping[str, str], lookback_s: float) -> Iterator[Finding]:
-    kept_s = int(configs["retention.ms"]) / 1000
+    kept_s = int(configs.get("retention.ms", -1000)) / 1000
     if 0 <= kept_s < lookback_s:
         yield warning(
             SUBJECT,
