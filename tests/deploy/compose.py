@@ -118,17 +118,19 @@ class Deployment:
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
 
+    def stop(self, name: str) -> int:
+        """Stop one service, gently at first; returns its exit code."""
+        process = self.processes[name]
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(45)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
     def down(self) -> dict[str, int]:
         """Stop everything, last started first; returns exit codes."""
-        codes = {}
-        for name in reversed(self.processes):
-            process = self.processes[name]
-            process.send_signal(signal.SIGTERM)
-            try:
-                codes[name] = process.wait(45)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                codes[name] = process.wait()
+        codes = {name: self.stop(name) for name in reversed(self.processes)}
         if self._kafka is not None:
             self._kafka.stop()
         return codes

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.topics.kafka import Cluster
 from tests.deploy.compose import ROOT, Deployment
 from tests.hook import Hook
 
@@ -197,3 +198,18 @@ def test_rules_name_metrics_that_exist(live: Prometheus) -> None:
     for path in RULES:
         for name in set(NAME.findall(path.read_text())):
             assert name in exist, f"{path.name}: {name}"
+
+
+def test_a_redis_that_goes_away_is_said_and_all_goes_on_when_it_is_back(
+    deployment: Deployment, live: Prometheus
+) -> None:
+    """From a server that is gone to the alert about it: what no unit test of a rule shows. Comes last, as it disturbs."""
+    deployment.stop("redis")
+    window = json.dumps({"stream_id": "new", "start": int(time.time() * 1000), "values": [[1.0]]}).encode()
+    with Cluster(deployment.address("kafka:9092")).feeder() as feeder:
+        feeder.send("sensor-windows", b"new", window)
+        feeder.flush()
+    live.until('ALERTS{alertname="TidewatchRedisAway"}')
+    deployment.up("redis")
+    live.until('max(anomaly_waiting_for{server="redis"}) == 0 and on () sum(anomaly_lag_records) == 0')
+    live.until('sum(anomaly_rows_resident{profile="sensor"}) == 4')
