@@ -203,7 +203,7 @@ def test_rules_name_metrics_that_exist(live: Prometheus) -> None:
 def test_a_redis_that_goes_away_is_said_and_all_goes_on_when_it_is_back(
     deployment: Deployment, live: Prometheus
 ) -> None:
-    """From a server that is gone to the alert about it: what no unit test of a rule shows. Comes last, as it disturbs."""
+    """From a server that is gone to the alert about it, which no unit test of a rule shows. Comes last: it disturbs."""
     deployment.stop("redis")
     window = json.dumps({"stream_id": "new", "start": int(time.time() * 1000), "values": [[1.0]]}).encode()
     with Cluster(deployment.address("kafka:9092")).feeder() as feeder:
