@@ -17,11 +17,12 @@ from models.step import Scorer
 from pipeline.__main__ import main
 from pipeline.check_command import streams_of
 from pipeline.checks.finding import Facts, Finding, Level, problem, warning
+from pipeline.checks.histories import check_histories
 from pipeline.checks.kafka import check_kafka
 from pipeline.checks.need import Lack, Need, check_needs, need_of, table_slots
 from pipeline.checks.redis import check_redis
 from pipeline.checks.row import STREAM_ID_BYTES, cost_of, describe_row, layout_of
-from pipeline.checks.versions import check_histories, check_versions
+from pipeline.checks.versions import check_versions
 from pipeline.errors import ConfigurationError
 from pipeline.partition import to_offset
 from pipeline.records import Committed, Partition
@@ -280,6 +281,10 @@ def test_versions_that_a_replay_needs_must_be_there(tmp_path: Path) -> None:
     assert "0123456789ab" in gone.text
     (foreign,) = found((), text="somebody else's")
     assert foreign.level is Level.WARNING
+    (settings.registry.folder / "sensor" / "versions" / version / WEIGHTS_FILE).write_bytes(b"short")
+    (damaged,) = found(((0, version),))
+    assert damaged.level is Level.WARNING
+    assert version in damaged.text
 
 
 class Committing:
