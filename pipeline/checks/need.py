@@ -162,7 +162,7 @@ def check_needs(needs: Sequence[Need], facts: Facts, lack: Lack) -> Iterator[Fin
     """
     for need in needs:
         share = "" if need.load is None else "under 1%" if need.load < 0.01 else f"{need.load:.0%}"
-        load = f"; at their interval they keep {share} of a worker busy" if share else ""
+        load = f"\nat their interval they keep {share} of a worker busy" if share else ""
         yield ok(
             SUBJECT,
             f"{need.streams:,} streams of {need.profile}: {gigabytes(need.redis_bytes)} in Redis\n"
@@ -181,7 +181,7 @@ def _check_workers(needs: Sequence[Need], partitions: Mapping[str, int], lack: L
         return
     workers = max(1, math.ceil(sum(loads)))
     said = "one worker like this machine is" if workers == 1 else f"{workers} workers like this machine are"
-    yield ok(SUBJECT, f"{said} enough for the profiles that have an interval; with half as much again they catch up")
+    yield ok(SUBJECT, f"{said} enough for profiles with an interval\nhalf as much again can catch up after a stop")
     for need in needs:
         most = partitions.get(need.profile)
         if most is not None and need.load is not None and math.ceil(need.load) > most:

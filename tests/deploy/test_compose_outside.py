@@ -82,7 +82,11 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, hook: Hook) -> Iterator
         extra=SOONER,
     )
     try:
-        running.up("kafka", "redis", "topics", *ROLES, "prometheus")
+        running.up("kafka", "redis", "topics")
+        assert running.processes["topics"].wait(60) == 0, running.log("topics")
+        code, said = running.once("worker", "check")  # as the README says: on a cluster where nothing has run yet
+        assert (code, "FAIL" in said) == (0, False), said
+        running.up(*ROLES, "prometheus")
         for name in ("notify", "learner"):  # their first starts begin with what comes from now on
             running.wait_healthy(name)
         running.up("replay")
