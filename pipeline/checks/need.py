@@ -37,7 +37,11 @@ MESSAGE_S = 8e-6
 """Reading and decoding one record, whatever is in it (``read`` of ``tidewatch bench``: 7.3 us)."""
 
 PATH_SHARE = 0.9
-"""Of the rest, what commits, saves and the interpreter's other threads leave."""
+"""Of the rest, what commits, saves and the interpreter's other threads leave.
+
+From the engine's rates that ``tidewatch bench`` gave for windows of one observation of 8 features, this makes 237,000
+values/s of the jump row and 450,000 of the light one; the whole path measured beside them took 261,000 and 342,000.
+"""
 
 MEASURED_S = 0.4
 MOST_MEASURED = 4096
