@@ -51,6 +51,7 @@ from pipeline.sources.recording import RecordedStream
 from pipeline.train.events import tensorboard_events
 from pipeline.train.report import HEADS, TrainingReport, rows
 from pipeline.train.search import Trial, search
+from pipeline.train.torchrun import Device, joined
 from pipeline.wiring import build_cluster
 
 EXAMPLES = """\
@@ -61,6 +62,7 @@ examples:
   tidewatch train pumps.csv --start-from gru --rate 3e-4 --out tuned   begin with the shipped weights
   tidewatch train pumps.csv --search 20 --epochs 8 --out weights/pumps search rate, width, dropout, l2 and chunk first
   tidewatch train pumps.csv --cell tdnn --layers 3 --scope stream --out weights/together
+  torchrun --standalone --nproc-per-node 2 -m pipeline train pumps.csv --out weights/pumps   two processes or GPUs
 """
 CHECKPOINT_FILE = "checkpoint.safetensors"
 QUICK_TAILS = Effort(series=44, hosts=8, units=8, observations=600)
@@ -79,6 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard events")
     parser.add_argument("--quick-tails", action="store_true", help="pool tails over fewer generated series")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--device", choices=get_args(Device), default="auto", help="auto: a GPU where there is one (default)"
+    )
     which = parser.add_argument_group("predictor")
     default = PredictorConfig()
     which.add_argument("--cell", choices=tuple(FAMILIES), default=default.cell, help="family (default: gru)")
@@ -127,37 +132,56 @@ def run(args: argparse.Namespace) -> int:
     if args.search > 0 and (args.resume or args.start_from is not None):
         raise ConfigurationError("--search begins anew: without --resume (give the options it found) and --start-from")
     settings = Settings.load(args.settings)
-    console = Console(highlight=False, soft_wrap=True)
     name, profile, streams = _streams(args, settings)
     recipe = _recipe(args)
     base = None if args.start_from is None else base_weights(args.start_from)
     predictor = _predictor(args, profile, base)
     began_s = time.monotonic()
-    try:
-        course = course_of([_series(stream, profile) for stream in streams], predictor.scope, _plan(args))
-        if args.search > 0:
-            predictor, recipe = search(predictor, recipe, course, args.search, lambda trial: _tell(console, trial))
-        fit = Fit(first_network(predictor, recipe.seed), course, recipe)
-    except ValueError as exc:
-        raise ConfigurationError(str(exc)) from exc
-    if base is not None:
-        fit.network.load_state_dict(base.network)
-    _learn(fit, args, console)
-    console.print(
-        f"epoch {fit.best_epoch} of {len(fit.history)} kept, validation loss "
-        f"{fit.history[fit.best_epoch - 1].validation_loss:.4f} nats per target"
-    )
-    judgement = judge(fit.network, course)
-    weights = _weights(fit, course, args, _about(fit, args, streams))
+    with joined(args.device) as peers:
+        console = Console(highlight=False, soft_wrap=True, quiet=not peers.is_first)
+        try:
+            course = course_of([_series(stream, profile) for stream in streams], predictor.scope, _plan(args))
+            if args.search > 0:
+                if peers.size > 1:
+                    raise ConfigurationError("--search runs in one process; train with what it found under torchrun")
+                predictor, recipe = search(
+                    predictor, recipe, course, args.search, peers, lambda trial: _tell(console, trial)
+                )
+            fit = Fit(first_network(predictor, recipe.seed), course, recipe, peers)
+        except ValueError as exc:
+            raise ConfigurationError(str(exc)) from exc
+        if base is not None:
+            fit.network.load_state_dict(base.network)
+        _learn(fit, args, console)
+    if peers.is_first:
+        console.print(
+            f"epoch {fit.best_epoch} of {len(fit.history)} kept, validation loss "
+            f"{fit.history[fit.best_epoch - 1].validation_loss:.4f} nats per target"
+        )
+        _write(args, settings, (name, profile, streams), fit, console)
+        console.print(f"{time.monotonic() - began_s:.0f} s")
+    return 0
+
+
+def _write(
+    args: argparse.Namespace,
+    settings: Settings,
+    of: tuple[str, Profile, list[RecordedStream]],
+    fit: Fit,
+    console: Console,
+) -> None:
+    """Judge, and leave weights, report and, where wanted, a version."""
+    name, profile, streams = of
+    judgement = judge(fit.network, fit.course)
+    weights = _weights(fit, fit.course, args, _about(fit, args, streams))
     weights.save(args.out)
     made_with = _made_with(args, name, streams, fit, weights)
-    page = TrainingReport(made_with, fit.history, fit.best_epoch, judgement).write(args.out)
+    page = TrainingReport(made_with, fit.history, fit.best_epoch, judgement, _names(streams)).write(args.out)
     _print(console, judgement)
-    console.print(f"{args.out}: weights {weights.fingerprint()}; report {page}; {time.monotonic() - began_s:.0f} s")
+    console.print(f"{args.out}: weights {weights.fingerprint()}; report {page}")
     if args.publish:
         version = Registry(settings.registry.folder).publish(name, weights, profile.fold())
         console.print(f"published as version {version} of profile {name}; it is not served yet")
-    return 0
 
 
 # --- what to learn from -----------------------------------------------------------------------------------------------
@@ -256,18 +280,22 @@ def _learn(fit: Fit, args: argparse.Namespace, console: Console) -> None:
         TimeRemainingColumn(),
     )
     clock = SystemClock()
+    is_first = fit.peers.is_first
     with (
-        tensorboard_events(args.tensorboard, lambda: clock.wall_ms() / 1000) as tell,
+        tensorboard_events(args.tensorboard if is_first else None, lambda: clock.wall_ms() / 1000) as tell,
         Progress(*columns, console=console) as bar,
     ):
         task = bar.add_task("starting", total=None, loss="-")
 
         def keep(checkpoint: Checkpoint) -> None:
-            checkpoint.save(place)
+            if is_first:
+                checkpoint.save(place)
             tell(len(fit.history), fit.history[-1])
 
         try:
             fit.run(lambda report: _show(bar, task, report), keep)
+        except ValueError as exc:
+            raise ConfigurationError(str(exc)) from exc
         except RuntimeError as exc:
             if "non-finite" not in str(exc):
                 raise
@@ -301,8 +329,13 @@ def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]
         "best_epoch": fit.best_epoch,
         "loss_per_epoch": [round(epoch.train_loss, 4) for epoch in fit.history],
         "loss_validation": [round(epoch.validation_loss, 4) for epoch in fit.history],
+        "processes": fit.peers.size,
         "torch": torch.__version__,
     }
+
+
+def _names(streams: Sequence[RecordedStream]) -> list[str]:
+    return [f"{stream.name}: {feature}" for stream in streams for feature in stream.features]
 
 
 def _made_with(

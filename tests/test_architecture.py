@@ -14,7 +14,7 @@ PIPELINE = [path for path in FILES if path.parts[0] == "pipeline"]
 MODELS = [path for path in FILES if path.parts[0] == "models"]
 
 # Tensors outside models/: the hot path, what rebuilds or follows weights, and where devices and threads are chosen.
-MAY_USE_TORCH = {"engine.py", "resident.py", "learning.py", "registry.py", "codec.py", "wiring.py"}
+MAY_USE_TORCH = {"engine.py", "resident.py", "learning.py", "registry.py", "codec.py", "wiring.py", "torchrun.py"}
 # Files that start or ask a server, besides those named after it.
 MAY_USE_KAFKA = {"kafka.py", "servers.py"}
 MAY_USE_REDIS = {"redis.py"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from pipeline.registry import Registry
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 LENGTH = 400
 TINY = (
     "--hidden", "6", "--epochs", "2", "--segment", "128", "--batch", "4", "--rate", "0.01", "--quick-tails",
@@ -61,7 +64,7 @@ def test_a_run_leaves_all_that_was_promised(trained):
 def test_the_report_stands_beside_its_controls(trained):
     """A forecast error alone says nothing: last value and AR are in the same table, with skill in percent."""
     page = (trained / "report.html").read_text()
-    for words in ("trained predictor", "naive: last value", "AR(20)", "MAE", "RMSE", "MSE", " %", "losses.png"):
+    for words in ("trained", "naive", "AR(20)", "MAE", "RMSE", "MSE", " %", "losses.png"):
         assert words in page
     assert Weights.load(trained).fingerprint() in page
 
@@ -72,6 +75,38 @@ def test_a_finished_run_resumes_to_itself(trained, recording, capsys):
     assert main(["train", str(recording), "--out", str(trained), *TINY, "--resume"]) == 0
     assert Weights.load(trained).fingerprint() == before
     assert "resumed after epoch 2" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    """Two waves side by side."""
+    noise = np.random.default_rng(2).normal(0, 0.05, (LENGTH, 2))
+    lines = ["time,left,right"]
+    for t in range(LENGTH):
+        left, right = math.sin(2 * math.pi * t / 24) + noise[t, 0], math.cos(2 * math.pi * t / 24) + noise[t, 1]
+        lines.append(f"2026-01-01T{t // 60:02d}:{t % 60:02d}:00Z,{left:.4f},{right:.4f}")
+    path = tmp_path_factory.mktemp("recordings") / "pair.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_two_processes_learn_what_one_does(pair, tmp_path):
+    """Under torchrun, over gloo: the same losses, with dropout and with a last batch too small for two to share."""
+    words = [*TINY, "--scope", "stream", "--dropout", "0.2", "--segment", "30", "--batch", "7", "--device", "cpu"]
+    assert main(["train", str(pair), "--out", str(tmp_path / "one"), *words]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "pipeline", "train", str(pair), "--out", str(tmp_path / "two"), *words]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("report.html") == 1, "one process speaks"
+    one, two = (json.loads((tmp_path / name / MANIFEST_FILE).read_text())["about"] for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for losses in ("loss_per_epoch", "loss_validation"):
+        # float32 sums in another order, over a dozen steps of Adam
+        np.testing.assert_allclose(one[losses], two[losses], rtol=0, atol=2e-4)
+    networks = [Weights.load(tmp_path / name).network for name in ("one", "two")]
+    for name, tensor in networks[0].items():
+        np.testing.assert_allclose(tensor.numpy(), networks[1][name].numpy(), rtol=0, atol=2e-4, err_msg=name)
 
 
 def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch):
