@@ -26,7 +26,7 @@ from models.calibration import FULL_EFFORT, Effort
 from models.config import PredictorConfig
 from models.course import Course, Plan, Series, course_of
 from models.families import FAMILIES
-from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network
+from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network, part_loss
 from models.judging import Judgement, judge, trained_weights
 from models.pretrained import Weights
 from models.training import Checkpoint
@@ -104,19 +104,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipe(group: Any) -> None:
     default = Recipe()
-    group.add_argument("--optimiser", choices=get_args(Optimiser), default=default.optimiser)
-    group.add_argument("--rate", type=float, default=default.rate, help="first learning rate")
-    group.add_argument("--last-rate", type=float, default=default.last_rate)
-    group.add_argument("--schedule", choices=get_args(RateSchedule), default=default.schedule)
-    group.add_argument("--epochs", type=int, default=default.epochs, help="at most")
-    group.add_argument("--patience", type=int, default=default.patience, help="epochs without a better validation loss")
-    group.add_argument("--batch", type=int, default=default.batch, help="segments in a batch")
-    group.add_argument("--chunk", type=int, default=default.chunk, help="observations over which gradients flow")
-    group.add_argument("--dropout", type=float, default=default.dropout)
-    group.add_argument("--l2", type=float, default=default.l2)
-    group.add_argument("--gradient-norm", type=float, default=default.gradient_norm, help="longer ones are shortened")
+
+    def option(name: str, text: str, **choices: Any) -> None:
+        value = getattr(default, name.replace("-", "_"))
+        group.add_argument(f"--{name}", type=type(value), default=value, help=f"{text} (default: {value})", **choices)
+
+    option("optimiser", "sgd has momentum 0.9", choices=get_args(Optimiser))
+    option("rate", "first learning rate")
+    option("last-rate", "what the schedule ends at")
+    option("schedule", "of the rate; halving: every fifth epoch", choices=get_args(RateSchedule))
+    option("epochs", "at most")
+    option("patience", "epochs without a better validation loss")
+    option("batch", "segments in a batch, of all processes together")
+    option("chunk", "observations over which gradients flow")
+    option("dropout", "share of the hidden numbers hidden from the read-out")
+    option("l2", "weight of the squared weights in the loss")
+    option("gradient-norm", "longer ones are shortened")
     group.add_argument("--no-flips", dest="flips", action="store_false", help="never show a segment upside down")
-    group.add_argument("--seed", type=int, default=default.seed)
+    option("seed", "of first weights, order, flips and dropout")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -320,6 +325,7 @@ def _weights(fit: Fit, course: Course, args: argparse.Namespace, about: dict[str
 def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]) -> dict[str, Any]:
     """The manifest's words."""
     return {
+        "made_by": "tidewatch train",
         "command": _command(),
         "corpus": f"{len(streams)} recorded streams, {sum(map(len, streams))} observations",
         "seed": fit.recipe.seed,
@@ -329,6 +335,7 @@ def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]
         "best_epoch": fit.best_epoch,
         "loss_per_epoch": [round(epoch.train_loss, 4) for epoch in fit.history],
         "loss_validation": [round(epoch.validation_loss, 4) for epoch in fit.history],
+        "loss_held_out": round(part_loss(fit.network, fit.course.test), 4),
         "processes": fit.peers.size,
         "torch": torch.__version__,
     }
