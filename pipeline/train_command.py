@@ -80,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search", type=int, default=0, metavar="N", help="first search options in N trials (Optuna)")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard events")
     parser.add_argument("--quick-tails", action="store_true", help="pool tails over fewer generated series")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of a process (default: 1; more help wide networks only)"
+    )
     parser.add_argument(
         "--device", choices=get_args(Device), default="auto", help="auto: a GPU where there is one (default)"
     )
@@ -132,8 +134,9 @@ def run(args: argparse.Namespace) -> int:
     ConfigurationError
         Recordings or options are not as they must be.
     """
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    if args.threads < 1:
+        raise ConfigurationError("--threads must be at least 1")
+    torch.set_num_threads(args.threads)
     if args.search > 0 and (args.resume or args.start_from is not None):
         raise ConfigurationError("--search begins anew: without --resume (give the options it found) and --start-from")
     settings = Settings.load(args.settings)

@@ -19,6 +19,9 @@ from pipeline.errors import ConfigurationError
 STARTUP = 3
 """Trials that are never cut off: there must be something to compare with."""
 
+JUDGED_FROM = 2
+"""The first epoch that may end a trial; the one before it says how fast it begins, not how far it comes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -71,7 +74,7 @@ def search(
             while not fit.is_over and not is_cut:
                 fit.run_epoch(_nobody)
                 trial.report(fit.history[-1].validation_loss, len(fit.history))
-                is_cut = trial.should_prune()
+                is_cut = bool(trial.should_prune())
         except RuntimeError as exc:  # it diverged: a trial like any other, given up
             if "non-finite" not in str(exc):
                 raise
@@ -84,7 +87,7 @@ def search(
 
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=recipe.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=JUDGED_FROM),
     )
     study.optimize(objective, n_trials=trials)
     ended = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]

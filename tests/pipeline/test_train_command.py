@@ -11,11 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.config import PredictorConfig
+from models.course import Plan, Series, course_of
+from models.fitting import Recipe
+from models.peers import ALONE
 from models.pretrained import MANIFEST_FILE, Weights
 from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.registry import Registry
+from pipeline.train.search import Trial, search
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +73,16 @@ def test_the_report_stands_beside_its_controls(trained):
     for words in ("trained", "naive", "AR(20)", "MAE", "RMSE", "MSE", " %", "losses.png"):
         assert words in page
     assert Weights.load(trained).fingerprint() in page
+
+
+def test_tensorboard_can_read_the_events(trained):
+    """The same losses as in the manifest, under readable names, one for each epoch."""
+    events = EventAccumulator(str(trained / "events")).Reload()
+    about = json.loads((trained / MANIFEST_FILE).read_text())["about"]
+    for tag, key in (("loss/train", "loss_per_epoch"), ("loss/validation", "loss_validation")):
+        assert [e.step for e in events.Scalars(tag)] == [1, 2]
+        assert [e.value for e in events.Scalars(tag)] == pytest.approx(about[key], abs=1e-4)
+    assert events.Scalars("learning_rate")[0].value == pytest.approx(0.01)
 
 
 def test_a_finished_run_resumes_to_itself(trained, recording, capsys):
@@ -136,6 +152,23 @@ def test_a_search_chooses_by_the_validation_part(recording, tmp_path, capsys):
     recipe = json.loads((tmp_path / MANIFEST_FILE).read_text())["about"]["recipe"]
     assert recipe["rate"] != 0.01
     assert recipe["l2"] > 0
+
+
+def test_a_search_gives_up_what_falls_behind():
+    """Pruning: a trial that is worse than half of the others at the same epoch costs no further epochs."""
+    t = torch.arange(LENGTH)
+    values = torch.sin(2 * math.pi * t / 24).unsqueeze(1) + 0.05 * torch.randn(
+        LENGTH, 1, generator=torch.Generator().manual_seed(1)
+    )
+    course = course_of([Series("s", 60_000 * t, values, 60.0, has_clock=False)], "feature", Plan(segment=120))
+    heard: list[Trial] = []
+    recipe = Recipe(epochs=4, rate=0.1, batch=4)
+    predictor, found = search(PredictorConfig("rnn", hidden=4), recipe, course, 12, ALONE, heard.append)
+    cut, ended = ([trial for trial in heard if trial.is_cut == is_cut] for is_cut in (True, False))
+    assert len(cut) >= 3
+    assert all(2 <= trial.epochs < 4 for trial in cut)
+    best = min(ended, key=lambda trial: trial.loss)
+    assert (predictor.hidden, found.rate) == (best.options["hidden"], best.options["rate"])
 
 
 @pytest.mark.parametrize(
