@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from models.compression import Form, form_of, load_weights, save_packed
-from models.config import FoldConfig
+from models.config import FoldConfig, Scope
 from models.pretrained import BUILTIN, WEIGHTS_FILE, Weights, builtin
 from models.step import Scorer
 from pipeline.errors import VersionError
@@ -147,20 +147,21 @@ class Registry:
         self.load(profile, version)
         self._put(self._folder / profile / "current", version)
 
-    def ensure(self, profile: str, predictor: str, fold: FoldConfig) -> str:
+    def ensure(self, profile: str, predictor: str, fold: FoldConfig, scope: Scope | None = None) -> str:
         """The version for these settings, published and served where it is new.
 
         Weights promoted since stay in force under the same predictor: only the settings are exchanged then.
         """
+        base = base_weights(predictor, scope)
         current = self.current(profile)
         if current is not None:
             weights, serving = self.load(profile, current)
-            if serving == fold and _same_predictor(weights, base_weights(predictor)):
+            if serving == fold and _same_predictor(weights, base):
                 return current
-            if not _same_predictor(weights, base_weights(predictor)):
-                weights = base_weights(predictor)
+            if not _same_predictor(weights, base):
+                weights = base
         else:
-            weights = base_weights(predictor)
+            weights = base
         version = self.publish(profile, weights, fold)
         self.serve(profile, version)
         return version
@@ -282,18 +283,30 @@ class Registry:
         return self._folder / profile / "versions" / version
 
 
-def base_weights(predictor: str) -> Weights:
+def base_weights(predictor: str, scope: Scope | None = None) -> Weights:
     """The weights a profile's ``predictor`` names: built in (``gru``, ``lstm``, ``gru32``), or a folder.
+
+    Parameters
+    ----------
+    scope
+        What the profile says they must see; None takes them as they are.
 
     Raises
     ------
     VersionError
-        There are none.
+        There are none, or they see something else.
     """
     try:
-        return builtin(predictor) if predictor in BUILTIN else load_weights(Path(predictor))
+        weights = builtin(predictor) if predictor in BUILTIN else load_weights(Path(predictor))
     except ValueError as exc:
         raise VersionError(f"predictor {predictor!r}: {exc}") from exc
+    if scope is not None and weights.predictor.scope != scope:
+        sees = {"feature": "each feature by itself", "stream": "all features at once"}
+        raise VersionError(
+            f"predictor {predictor!r} sees {sees[weights.predictor.scope]}, and the profile's scope is {scope!r}: "
+            f"train one that sees {sees[scope]} (tidewatch train --scope {scope}), and name its folder as predictor"
+        )
+    return weights
 
 
 def version_name(weights: Weights, fold: FoldConfig) -> str:

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from models.calibration import FULL_EFFORT, Effort
-from models.config import PredictorConfig
+from models.config import PredictorConfig, Scope
 from models.course import Course, Plan, Series, course_of
 from models.families import FAMILIES
 from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network, part_loss
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--layers", type=int, default=default.layers, help="1 to 4")
     which.add_argument("--kernel", type=int, default=default.kernel, help="observations that a convolution sees")
     which.add_argument(
-        "--scope", choices=("feature", "stream"), default="feature", help="each feature by itself, or all at once"
+        "--scope", choices=get_args(Scope), help="each feature by itself, or all at once (default: the profile's)"
     )
     which.add_argument("--start-from", metavar="NAME", help="gru, lstm, gru32 or a folder: begin with these weights")
     _add_recipe(parser.add_argument_group("learning"))
@@ -240,8 +240,9 @@ def _series(stream: RecordedStream, profile: Profile) -> Series:
 def _predictor(args: argparse.Namespace, profile: Profile, base: Weights | None) -> PredictorConfig:
     if base is not None:
         return base.predictor
-    features = len(profile.features) if args.scope == "stream" else 1
-    return PredictorConfig(args.cell, args.hidden, args.layers, args.scope, features, args.kernel)
+    scope: Scope = args.scope or profile.scope or "feature"
+    features = len(profile.features) if scope == "stream" else 1
+    return PredictorConfig(args.cell, args.hidden, args.layers, scope, features, args.kernel)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

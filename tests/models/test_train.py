@@ -216,7 +216,7 @@ def test_early_stopping_keeps_the_best_epoch(made):
 
 
 def test_gradients_end_where_the_recipe_truncates(made):
-    """The same data, weights and state at the last observations: the further back a gradient reaches, the other it is."""
+    """The same data and weights: how far back a gradient reaches is in the gradient."""
     still = Recipe(epochs=1, rate=0.0, last_rate=0.0, batch=1000, flips=False, gradient_norm=1e9)
     gradients = []
     for chunk in (1, 80):

@@ -20,7 +20,11 @@ from models.fitting import Recipe
 from models.peers import ALONE
 from models.pretrained import MANIFEST_FILE, Weights
 from pipeline.__main__ import EXIT_CONFIGURATION, main
+from pipeline.errors import VersionError
+from pipeline.offline import Offline
 from pipeline.registry import Registry
+from pipeline.replay.inputs import Chosen, load_streams
+from pipeline.settings import Settings
 from pipeline.train.search import Trial, search
 
 pytestmark = pytest.mark.slow
@@ -123,6 +127,26 @@ def test_two_processes_learn_what_one_does(pair, tmp_path):
     networks = [Weights.load(tmp_path / name).network for name in ("one", "two")]
     for name, tensor in networks[0].items():
         np.testing.assert_allclose(tensor.numpy(), networks[1][name].numpy(), rtol=0, atol=2e-4, err_msg=name)
+
+
+def test_a_profile_chooses_how_features_are_seen(pair, tmp_path):
+    """``scope = "stream"``: training makes one predictor of all features, serving takes it and refuses any other."""
+    settings = tmp_path / "tidewatch.toml"
+    settings.write_text(
+        '[profiles.pair]\ntopics = ["pairs"]\nfeatures = ["left", "right"]\ninterval_s = 60\nscope = "stream"\n'
+        'alarm_budget = "1 per day"\n'
+    )
+    words = ["--settings", str(settings), "--profile", "pair", "--out", str(tmp_path / "out")]
+    assert main(["train", str(pair), *words, *TINY]) == 0
+    assert Weights.load(tmp_path / "out").predictor == PredictorConfig("rnn", 6, scope="stream", features=2)
+    profile = Settings.load(settings).profiles["pair"]
+    with pytest.raises(VersionError, match="train one that sees all features at once"):
+        Offline("pair", profile)
+    offline = Offline("pair", profile.model_copy(update={"predictor": str(tmp_path / "out")}))
+    (stream,) = load_streams([pair], Chosen())
+    scores = np.concatenate([s.score for absorbed in offline.score_streams([stream]) for s in absorbed.scores])
+    assert len(scores) == LENGTH
+    assert np.isfinite(scores).all()
 
 
 def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch):
