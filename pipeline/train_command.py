@@ -190,6 +190,11 @@ def _write(
     if args.publish:
         version = Registry(settings.registry.folder).publish(name, weights, profile.fold())
         console.print(f"published as version {version} of profile {name}; it is not served yet")
+        if weights.predictor != base_weights(profile.builtin() or profile.predictor).predictor:
+            console.print(
+                f'it is of another shape than the profile\'s predictor: set predictor = "{args.out}" before serving it, '
+                "or the next worker to start goes back to the shape that the profile names"
+            )
 
 
 # --- what to learn from -----------------------------------------------------------------------------------------------
@@ -275,6 +280,8 @@ def _learn(fit: Fit, args: argparse.Namespace, console: Console) -> None:
     """Run to the end, a checkpoint after each epoch."""
     args.out.mkdir(parents=True, exist_ok=True)
     place = args.out / CHECKPOINT_FILE
+    if args.resume and not place.exists():
+        raise ConfigurationError(f"{place} does not exist: there is no run to go on with; leave --resume out")
     if args.resume:
         try:
             fit.resume(Checkpoint.load(place))

@@ -149,7 +149,7 @@ def test_a_profile_chooses_how_features_are_seen(pair, tmp_path):
     assert np.isfinite(scores).all()
 
 
-def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch):
+def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch, capsys):
     """Training must not change what a running worker serves: that is a decision of its own."""
     monkeypatch.chdir(tmp_path)
     settings = tmp_path / "tidewatch.toml"
@@ -163,6 +163,7 @@ def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch)
     (version,) = registry.versions("pump")
     assert registry.load("pump", version)[0].fingerprint() == Weights.load(tmp_path / "out").fingerprint()
     assert registry.current("pump") is None
+    assert "of another shape" in capsys.readouterr().out
 
 
 def test_a_search_chooses_by_the_validation_part(recording, tmp_path, capsys):
@@ -201,7 +202,7 @@ def test_a_search_gives_up_what_falls_behind():
         (["--layers", "5"], "1 to 4 layers"),
         (["--dropout", "1"], "--dropout"),
         (["--train", "0.9", "--validation", "0.2"], "must leave"),
-        (["--resume"], "not a checkpoint"),
+        (["--resume"], "no run to go on with"),
         (["--search", "2", "--resume"], "--search"),
         (["--rate", "1e38", "--optimiser", "sgd", "--gradient-norm", "1e30"], "diverged"),
     ],
