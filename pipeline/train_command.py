@@ -141,6 +141,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError("--search begins anew: without --resume (give the options it found) and --start-from")
     settings = Settings.load(args.settings)
     name, profile, streams = _streams(args, settings)
+    if args.publish and name not in settings.profiles:
+        raise ConfigurationError("--publish needs a profile of the settings: no profile there fits these recordings")
     recipe = _recipe(args)
     base = None if args.start_from is None else base_weights(args.start_from)
     predictor = _predictor(args, profile, base)
@@ -192,7 +194,7 @@ def _write(
         console.print(f"published as version {version} of profile {name}; it is not served yet")
         if weights.predictor != base_weights(profile.builtin() or profile.predictor).predictor:
             console.print(
-                f'it is of another shape than the profile\'s predictor: set predictor = "{args.out}" before serving it, '
+                f'it is of another shape than the profile\'s predictor: set predictor = "{args.out}" first, '
                 "or the next worker to start goes back to the shape that the profile names"
             )
 

@@ -204,6 +204,7 @@ def test_a_search_gives_up_what_falls_behind():
         (["--train", "0.9", "--validation", "0.2"], "must leave"),
         (["--resume"], "no run to go on with"),
         (["--search", "2", "--resume"], "--search"),
+        (["--publish"], "no profile there fits"),
         (["--rate", "1e38", "--optimiser", "sgd", "--gradient-norm", "1e30"], "diverged"),
     ],
 )
