@@ -3,6 +3,9 @@
 An epoch passes over all segments in an order of its own; gradients flow over ``chunk`` observations and the state is
 carried on. All randomness comes from one generator whose state is part of a checkpoint, so that a run that was stopped
 and resumed ends in the very weights of one that was not.
+
+Several processes may learn together (:mod:`models.peers`): each takes its share of every batch, and all take the step
+that one process would take with the whole of it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -19,8 +22,9 @@ from torch import Tensor, nn
 from models.config import PredictorConfig
 from models.course import Course, Part
 from models.families import build
+from models.peers import ALONE, Peers
 from models.predictor import Network
-from models.training import ODD_INPUTS, Checkpoint, Lessons, Listener, Progress, chunks, loss_of
+from models.training import ODD_INPUTS, Checkpoint, Lessons, Listener, Progress, chunks, loss_of, target_counts
 
 Optimiser = Literal["adam", "adamw", "sgd", "rmsprop"]
 RateSchedule = Literal["cosine", "constant", "halving"]
@@ -85,6 +89,15 @@ def first_network(config: PredictorConfig, seed: int) -> Network:
         return build(config)
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Segments of a batch of ``of`` segments: their places in it, and their lessons."""
+
+    of: int
+    columns: Tensor
+    lessons: Lessons
+
+
 @dataclass(slots=True)
 class Fit:
     """A run that can be stopped after any epoch.
@@ -97,11 +110,14 @@ class Fit:
         Its training part teaches, its validation part decides when to end; the test part is not touched.
     recipe
         How to learn.
+    peers
+        The processes that learn together, all with the same network, course and recipe, and where this one learns.
     """
 
     network: Network
     course: Course
     recipe: Recipe
+    peers: Peers = ALONE
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
@@ -109,6 +125,7 @@ class Fit:
     optimiser: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
+        self.network.to(self.peers.device)
         self.draws = torch.Generator().manual_seed(self.recipe.seed)
         self.optimiser = _optimiser(self.network, self.recipe)
 
@@ -125,12 +142,20 @@ class Fit:
         return math.ceil(segments / self.recipe.batch) * math.ceil(length / self.recipe.chunk)
 
     def run(self, listener: Listener, after_epoch: Callable[[Checkpoint], None]) -> None:
-        """Learn to the end; the network then has the weights of the best epoch."""
+        """Learn to the end; the network then has the weights of the best epoch, and is on the CPU.
+
+        Raises
+        ------
+        ValueError
+            Other processes learn from other data.
+        """
+        if not self.peers.agree_on(self._about()["data"]):
+            raise ValueError("the processes read different data; give all of them the same range, with an end")
         while not self.is_over:
             self.run_epoch(listener)
             after_epoch(self.checkpoint())
         self.network.load_state_dict(self.best)
-        self.network.eval().requires_grad_(False)
+        self.network.cpu().eval().requires_grad_(False)
 
     def run_epoch(self, listener: Listener) -> None:
         """One pass, then a look at the validation part."""
@@ -138,7 +163,7 @@ class Fit:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         train_loss = self._pass(listener)
-        validation_loss = part_loss(self.network, self.course.validation)
+        validation_loss = part_loss(self.network, self.course.validation, self.peers)
         self.history.append(Epoch(train_loss, validation_loss, rate))
         losses = [epoch.validation_loss for epoch in self.history]
         if validation_loss <= min(losses):
@@ -147,7 +172,7 @@ class Fit:
 
     def _pass(self, listener: Listener) -> float:
         self.network.train()
-        lessons, recipe = self.course.train.lessons, self.recipe
+        lessons, recipe, device = self.course.train.lessons, self.recipe, self.peers.device
         order = torch.randperm(lessons.x.shape[1], generator=self.draws)
         done, total = len(self.history) * self.updates_per_epoch, recipe.epochs * self.updates_per_epoch
         losses: list[float] = []
@@ -156,32 +181,45 @@ class Fit:
             if recipe.flips:
                 batch = flipped(batch, self.draws)
             state: Tensor | None = None
-            for inputs, targets, exists in chunks(batch, recipe.chunk, 0):
+            own = self._share(batch)
+            for inputs, targets, exists in chunks(own.lessons.to(device), recipe.chunk, 0):
                 hidden, state = self.network(inputs, state)
                 state = state.detach()
                 done += 1
-                if bool(exists.any()):
-                    losses.append(self._update(self._dropped(hidden), inputs, targets, exists))
+                counts = self.peers.total(target_counts(exists))
+                if bool(counts.any()):
+                    loss = loss_of(self.network.mixtures(self._dropped(hidden, own), inputs), targets, exists, counts)
+                    losses.append(self._update(loss))
                 mean = sum(losses[-50:]) / max(1, len(losses[-50:]))
                 listener(Progress(f"epoch {len(self.history) + 1}", done, total, mean))
         return sum(losses) / max(1, len(losses))
 
-    def _update(self, hidden: Tensor, inputs: Tensor, targets: Tensor, exists: Tensor) -> float:
-        loss = loss_of(self.network.mixtures(hidden, inputs), targets, exists)
-        if not loss.requires_grad:  # a family without parameters has nothing to learn
-            return float(loss)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_norm, error_if_nonfinite=True)
-        self.optimiser.step()
-        return float(loss.detach())
+    def _share(self, batch: Lessons) -> _Share:
+        """What of a batch is learned here: one segment without targets where there are fewer than processes."""
+        segments = batch.x.shape[1]
+        columns = torch.arange(self.peers.rank, segments, self.peers.size)
+        if len(columns) > 0:
+            return _Share(segments, columns, batch.of(columns))
+        idle = batch.of(torch.zeros(1, dtype=torch.int64))
+        return _Share(segments, torch.zeros(1, dtype=torch.int64), replace(idle, x=torch.full_like(idle.x, torch.nan)))
 
-    def _dropped(self, hidden: Tensor) -> Tensor:
+    def _update(self, loss: Tensor) -> float:
+        """One step along the gradient of the loss that all processes have together; returns that loss."""
+        if loss.requires_grad:  # a family without parameters has nothing to learn
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.peers.sum_gradients(list(self.network.parameters()))
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_norm, error_if_nonfinite=True)
+            self.optimiser.step()
+        return float(self.peers.total(loss.detach()))
+
+    def _dropped(self, hidden: Tensor, own: _Share) -> Tensor:
         share = self.recipe.dropout
         if share <= 0:
             return hidden
-        kept = torch.rand(hidden.shape, generator=self.draws) >= share
-        return hidden * kept / (1.0 - share)
+        # drawn for the whole batch: what is hidden must not depend on how many processes there are
+        kept = torch.rand(len(hidden), own.of, hidden.shape[2], generator=self.draws) >= share
+        return hidden * kept[:, own.columns].to(hidden.device) / (1.0 - share)
 
     def checkpoint(self) -> Checkpoint:
         """All that the rest of the run depends on."""
@@ -190,6 +228,7 @@ class Fit:
         tensors["draws"] = self.draws.get_state()
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": t.clone() for name, t in state.items() if isinstance(t, Tensor)}
+        tensors = {name: t.cpu() for name, t in tensors.items()}
         return Checkpoint(tensors, self._about() | {"history": [asdict(epoch) for epoch in self.history]})
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -265,16 +304,18 @@ def flipped(lessons: Lessons, draws: torch.Generator) -> Lessons:
 
 
 @torch.no_grad()
-def part_loss(network: Network, part: Part) -> float:
-    """Mean loss over the targets of a part, nats per target."""
-    was_training = network.training
+def part_loss(network: Network, part: Part, peers: Peers = ALONE) -> float:
+    """Mean loss over the targets of a part, nats per target; processes take its batches in turn."""
+    was_training, device = network.training, peers.device
     network.eval()
-    total, weight = 0.0, 0
-    for first in range(0, part.lessons.x.shape[1], EVALUATION_BATCH):
-        lessons = part.lessons.of(torch.arange(first, min(first + EVALUATION_BATCH, part.lessons.x.shape[1])))
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    segments = part.lessons.x.shape[1]
+    for first in range(peers.rank * EVALUATION_BATCH, segments, peers.size * EVALUATION_BATCH):
+        lessons = part.lessons.of(torch.arange(first, min(first + EVALUATION_BATCH, segments))).to(device)
         ((inputs, targets, exists),) = chunks(lessons, lessons.x.shape[0], 0)
-        count = int(exists.sum())
-        total += float(loss_of(network.mixtures(network(inputs)[0], inputs), targets, exists)) * count
-        weight += count
+        count = exists.sum().double()
+        loss = loss_of(network.mixtures(network(inputs)[0], inputs), targets, exists)
+        sums += torch.stack((loss * count, count))
     network.train(was_training)
-    return total / max(1, weight)
+    total, count = peers.total(sums).tolist()
+    return float(total / max(1.0, count))

@@ -48,8 +48,12 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Some of the test part to look at: ``(T,)`` observed and forecast one step before, raw units."""
+    """The test part of one feature of a stream: ``(T,)`` observed and forecast one step before, raw units.
 
+    ``sequence`` counts the features of the first stream, then those of the second, and so on.
+    """
+
+    sequence: int
     observed: Float32
     forecast: Float32
 
@@ -105,15 +109,19 @@ def _figures(k: int, errors: Tensor) -> Figures:
 
 
 def _samples(forecasts: Tensor, part: Part, most: int) -> tuple[Sample, ...]:
-    """The last segment of the first streams."""
+    """The first sequences, their segments one after the other."""
+    observed, ahead = part.lessons.x[1:], forecasts[:-1, ..., 0]
+    stream = part.stream
+    if observed.dim() == 3:  # one predictor for F features: a sequence for each of them
+        features = observed.shape[2]
+        observed, ahead = observed.flatten(1), ahead.flatten(1)
+        stream = (stream.unsqueeze(1) * features + torch.arange(features)).flatten()
     kept = []
-    for stream in part.stream.unique().tolist()[:most]:
-        column = int((part.stream == stream).nonzero()[-1])
-        observed, ahead = part.lessons.x[1:, column], forecasts[:-1, column, ..., 0]
-        if observed.dim() > 1:
-            observed, ahead = observed[:, 0], ahead[:, 0]
-        there = torch.isfinite(observed)
-        kept.append(Sample(observed[there].numpy(), ahead[there].numpy()))
+    for sequence in stream.unique().tolist()[:most]:
+        own = stream == sequence
+        x, forecast = observed[:, own].t().flatten(), ahead[:, own].t().flatten()
+        there = torch.isfinite(x)
+        kept.append(Sample(sequence, x[there].numpy(), forecast[there].numpy()))
     return tuple(kept)
 
 

@@ -211,7 +211,7 @@ class Forecaster:
         features = lessons.x.shape[1] // len(stream_ids)
         fresh = torch.zeros(features, self.network.state_width, device=self.device)
         begin = torch.cat([self._states.get(name, fresh) for name in stream_ids])
-        there = _on(lessons, self.device)
+        there = lessons.to(self.device)
         losses, state = series_losses(self.network, there, begin)
         for number, name in enumerate(stream_ids):
             self._states[name] = state[number * features : (number + 1) * features]
@@ -283,7 +283,7 @@ class Pupil(Forecaster):
 
     def learn(self, batch: Sequence[Stretches]) -> UpdateReport:
         """One pass over stretches of equal length: an update for each chunk, the state carried between them."""
-        lessons = _on(joined([part.lessons for part in batch]), self.device)
+        lessons = joined([part.lessons for part in batch]).to(self.device)
         state = torch.cat([part.state for part in batch]).to(self.device)
         before = [parameter.detach().clone() for parameter in self.network.parameters()]
         losses, norms, skipped = [], [], 0
@@ -348,7 +348,3 @@ def renewed(
     mu0, p0 = preconditioner(torch.cat(parts))
     whole = replace(moved, mu0=mu0, P0=p0, manifest=manifest)
     return replace(whole, pooled=pooled_tails(whole, seed, effort))
-
-
-def _on(lessons: Lessons, device: torch.device) -> Lessons:
-    return Lessons(lessons.inputs.to(device), lessons.x.to(device), lessons.mean.to(device), lessons.sigma.to(device))

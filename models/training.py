@@ -189,6 +189,10 @@ class Lessons:
         """The lessons of some series (int64 indices)."""
         return Lessons(self.inputs[:, series], self.x[:, series], self.mean[:, series], self.sigma[:, series])
 
+    def to(self, device: torch.device) -> Lessons:
+        """The lessons on a device; themselves where they are there."""
+        return Lessons(self.inputs.to(device), self.x.to(device), self.mean.to(device), self.sigma.to(device))
+
 
 def prepare(made: Corpus) -> Lessons:
     """The inputs and scales of every series of a corpus, series of equal interval together."""
@@ -283,13 +287,24 @@ def _loss(
     return loss_of(network.mixtures(hidden, inputs), targets, exists), state
 
 
-def loss_of(mixtures: Mixture, targets: Tensor, exists: Tensor) -> Tensor:
-    """Weighted mean over horizons of -log p(target), nats; targets ``(T, B, K)`` or ``(T, B, F, K)``."""
+def loss_of(mixtures: Mixture, targets: Tensor, exists: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Weighted mean over horizons of -log p(target), nats; targets ``(T, B, K)`` or ``(T, B, F, K)``.
+
+    Parameters
+    ----------
+    counts
+        ``(K,)`` targets of each horizon, where these are a part of more: then this is their share of the whole's loss.
+    """
     log_prob = mixtures.log_prob(targets) * exists
-    over = tuple(range(log_prob.dim() - 1))
-    per_horizon = -log_prob.sum(over) / exists.sum(over).clamp_min(1)
+    per_horizon = -log_prob.sum(tuple(range(log_prob.dim() - 1)))
+    per_horizon = per_horizon / (target_counts(exists) if counts is None else counts).clamp_min(1)
     weights = per_horizon.new_tensor(HORIZON_WEIGHTS)
     return (per_horizon * weights).sum() / weights.sum()
+
+
+def target_counts(exists: Tensor) -> Tensor:
+    """Targets of each horizon, ``(K,)``."""
+    return exists.sum(tuple(range(exists.dim() - 1)))
 
 
 def _flipped(lessons: Lessons, draws: torch.Generator) -> Lessons:

@@ -85,6 +85,10 @@ COMMANDS = {
     "explain": Command("show why there was an alert, or why there was none", "tidewatch explain --help"),
     "streams": Command("list, show, reset or forget streams while workers run", "tidewatch streams list"),
     "train": Command("fit a predictor on recordings, with a report", "tidewatch train pump.csv --out weights/pump"),
+    "rescore": Command(
+        "judge complete recordings by what came before and after each value",
+        "tidewatch rescore pump.csv --out surprises.csv",
+    ),
     "evaluate": Command(
         "measure detection on labelled recordings, beside controls", "tidewatch evaluate RECORDINGS --quick"
     ),

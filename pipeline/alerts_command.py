@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from pipeline.checks.row import table
 from pipeline.clock import SystemClock
 from pipeline.errors import DecodeError
 from pipeline.open_alerts import OpenAlerts
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("alert_id", metavar="ALERT", help="its id, or the beginning of it")
     tail = does.add_parser("tail", help="events as they come, until Ctrl-C")
     for each, since in ((listed, "1d"), (shown, "30d"), (tail, "now")):
+        each.add_argument("--settings", type=Path, default=argparse.SUPPRESS, help="the same as before the action")
         each.add_argument("--since", default=since, metavar="TIME", help=f"30m, 6h, 2d, or ISO 8601 (default: {since})")
         each.add_argument("--json", action="store_true", help="for machines")
     for each in (listed, tail):
@@ -163,25 +164,26 @@ def _list(events: list[Alert], args: argparse.Namespace) -> int:
         for alert in chosen:
             print(_json(alert))
     elif chosen:
-        Console(highlight=False).print(_table(chosen))
+        print(*_table(chosen), sep="\n")
     else:
         print("no alerts")
     return EXIT_OK if chosen else EXIT_NONE
 
 
-def _table(alerts: Iterable[Alert]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("alert", "onset (UTC)", "state", "severity", "stream", "signal", "peak"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("alert", "onset (UTC)"))
-    table.add_column("strongest feature", overflow="fold")
-    for alert in alerts:
-        state = "resolved" if alert.event == EVENTS[RESOLVED] else "open"
-        peak = f"{alert.peak_score:.1f}" if np.isfinite(alert.peak_score) else ""
-        table.add_row(
-            *(alert.alert_id[:10], iso_time(alert.onset_ms)[:19], state, alert.severity),
-            *(escape(alert.stream_id), alert.signal, peak, escape(_strongest(alert))),
+def _table(alerts: Iterable[Alert]) -> list[str]:
+    """A line for each, whatever the terminal's width: the longest column comes last."""
+    head = ("alert", "onset (UTC)", "state", "severity", "stream", "signal", "peak", "strongest feature")
+    rows = [
+        (
+            *(alert.alert_id[:10], iso_time(alert.onset_ms)[:19]),
+            "resolved" if alert.event == EVENTS[RESOLVED] else "open",
+            *(alert.severity, alert.stream_id, alert.signal),
+            f"{alert.peak_score:.1f}" if np.isfinite(alert.peak_score) else "",
+            _strongest(alert),
         )
-    return table
+        for alert in alerts
+    ]
+    return table(head, rows, right=(6,))
 
 
 def _strongest(alert: Alert) -> str:

@@ -1,23 +1,28 @@
 """``tidewatch check``: say whether settings, servers and model versions are as they must be; changes nothing.
 
-Reads the settings, tries the model version of every profile, asks Kafka for its topics and Redis for its policy and
-memory, and ends with a verdict. Exit code 0: a worker can run; 1: there are problems, each with what to do about it.
+Reads the settings, tries the model version of every profile, asks Kafka for its topics (partitions, and whether they
+keep records for as long as rebuilding rows needs) and for the versions that committed offsets name, asks Redis for its
+policy and memory, says what so many streams need, measured on this machine in some seconds, and ends with a verdict.
+
+Exit code 0: ready, perhaps with warnings; 1: there are problems, each with what to do about it; 2: wrong command line.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline.checks.finding import Finding, Level, ok, problem, verdict
+from pipeline.checks.finding import Facts, Finding, Level, ok, problem, verdict, warning
+from pipeline.checks.histories import check_histories
 from pipeline.checks.kafka import check_kafka
+from pipeline.checks.need import Need, check_needs, need_of
 from pipeline.checks.redis import check_redis
 from pipeline.checks.row import cost_of, describe_row, gigabytes, layout_of, table
 from pipeline.checks.versions import check_versions
 from pipeline.errors import ConfigurationError
 from pipeline.settings import Settings
-from pipeline.wiring import choose_device, security_options
+from pipeline.wiring import apply_threads, build_cluster, choose_device, fold_threads, security_options
 
 EXIT_OK, EXIT_PROBLEMS = 0, 1
 
@@ -26,6 +31,8 @@ examples:
   tidewatch check                                      defaults, environment, shipped profiles
   tidewatch check --settings tidewatch.toml            your settings, and the servers they name
   tidewatch check --settings tidewatch.toml --offline  without asking any server
+  tidewatch check --streams 50000                      are servers and this machine large enough for so many?
+  tidewatch check --streams pumps=20000,fans=300
   tidewatch check --row sensor                         every number a stream of that profile carries, and its cost
 """
 
@@ -34,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to check."""
     parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
     parser.add_argument("--offline", action="store_true", help="connect to neither Kafka nor Redis")
+    parser.add_argument(
+        "--streams",
+        metavar="N",
+        help="streams of each profile, or PROFILE=N,PROFILE=N; what they need and is not there is a problem "
+        "(default: engine.max_resident_streams of each, and warnings)",
+    )
     parser.add_argument("--row", metavar="PROFILE", help="print the row layout of a profile and what it costs, no more")
 
 
@@ -43,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     Raises
     ------
     ConfigurationError
-        ``--row`` names no profile, or its weights cannot be read.
+        ``--row`` or ``--streams`` names no profile, or weights cannot be read for ``--row``.
     """
     if args.row is not None:
         return _print_row(Settings.load(args.settings), args.row)
@@ -53,14 +66,53 @@ def run(args: argparse.Namespace) -> int:
         findings = _shown([problem("settings", str(error))])
         print(verdict(findings, "everything else"))
         return EXIT_PROBLEMS
+    streams = streams_of(args.streams, settings)
     findings = _shown([_settings_finding(settings, args.settings), _device_finding(settings)])
     stream_bytes = _print_profiles(settings)
     findings += _shown(check_versions(settings))
+    facts = Facts()
     if not args.offline:
-        findings += _shown(check_kafka(settings, security_options(settings.kafka.security)))
-        findings += _shown(check_redis(settings, stream_bytes))
+        findings += _shown(check_kafka(settings, security_options(settings.kafka.security), facts))
+        if facts.partitions:
+            findings += _shown(check_histories(settings, build_cluster(settings)))
+        findings += _shown(check_redis(settings, stream_bytes, facts))
+    needs = _needs(settings, {name: streams[name] for name in stream_bytes if name in streams})
+    findings += _shown(check_needs(needs, facts, warning if args.streams is None else problem))
     print(verdict(findings, "connections" if args.offline else ""))
     return EXIT_PROBLEMS if any(finding.level is Level.PROBLEM for finding in findings) else EXIT_OK
+
+
+def streams_of(text: str | None, settings: Settings) -> dict[str, int]:
+    """How many streams each profile has: ``N`` of each, ``PROFILE=N,PROFILE=N``, or what a worker may hold.
+
+    Raises
+    ------
+    ConfigurationError
+        It is none of these, or names a profile that there is not.
+    """
+    if text is None:
+        return dict.fromkeys(settings.profiles, settings.engine.max_resident_streams)
+    named = dict(part.partition("=")[::2] for part in text.split(",")) if "=" in text else None
+    counts = dict.fromkeys(settings.profiles, text) if named is None else named
+    unknown = counts.keys() - settings.profiles.keys()
+    if unknown:
+        raise ConfigurationError(f"--streams: no profile {sorted(unknown)}; there are {', '.join(settings.profiles)}")
+    if not all(count.isdigit() and int(count) > 0 for count in counts.values()):
+        raise ConfigurationError(f"--streams: write N, or PROFILE=N,PROFILE=N with numbers above 0, not {text!r}")
+    return {name: int(count) for name, count in counts.items()}
+
+
+def _needs(settings: Settings, streams: Mapping[str, int]) -> list[Need]:
+    """What these streams need, on the device and with the threads of a worker."""
+    try:
+        device = choose_device(settings.engine.device)
+    except ConfigurationError:  # said already
+        device = "cpu"
+    apply_threads()
+    threads = fold_threads(settings) if device == "cpu" else 1
+    return [
+        need_of(name, settings.profiles[name], number, settings, device, threads) for name, number in streams.items()
+    ]
 
 
 def _shown(findings: Iterable[Finding]) -> list[Finding]:
@@ -82,7 +134,7 @@ def _print_row(settings: Settings, name: str) -> int:
 
 def _settings_finding(settings: Settings, path: Path | None) -> Finding:
     origin = "defaults and environment" if path is None else str(path)
-    return ok("settings", f"{origin}: {len(settings.profiles)} profiles, registry {settings.registry.folder}")
+    return ok("settings", f"{origin}: profiles {', '.join(settings.profiles)}; registry {settings.registry.folder}")
 
 
 def _device_finding(settings: Settings) -> Finding:

@@ -74,7 +74,7 @@ def build_courses(settings: Settings, cluster: Cluster, renew: Renew = renewed) 
     device = choose_device(settings.engine.device)
     courses = {}
     for name, profile in settings.profiles.items():
-        registry.ensure(name, profile.builtin() or profile.predictor, profile.fold())
+        registry.ensure(name, profile.builtin() or profile.predictor, profile.fold(), profile.scope)
         courses[name] = Course(
             name,
             profile,

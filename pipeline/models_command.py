@@ -10,18 +10,22 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from models.compression import Form, narrowed
 from models.row import RowLayout
 from pipeline.clock import SystemClock
+from pipeline.compression import effect_of, trial_streams
 from pipeline.errors import ConfigurationError, VersionError
 from pipeline.registry import Decision, Registry
-from pipeline.settings import Settings
+from pipeline.replay.inputs import Chosen, load_streams
+from pipeline.settings import Profile, Settings
+from pipeline.sources.recording import RecordedStream
 from pipeline.versions_in_use import versions_in_use
 from pipeline.wiring import build_cluster
 
@@ -34,6 +38,7 @@ examples:
   tidewatch models diff 0a1b2c3d4e5f 5f4e3d2c1b0a
   tidewatch models promote 0a1b2c3d4e5f
   tidewatch models rollback --profile sensor
+  tidewatch models compress 0a1b2c3d4e5f --form bf16
   tidewatch models export 0a1b2c3d4e5f --to model-for-the-other-site
   tidewatch models import model-for-the-other-site --profile sensor
   tidewatch models retrain --profile sensor
@@ -66,6 +71,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pin.add_argument("--off", action="store_true", help="allow it again")
     action("retrain", "ask the running learner to train harder now, and to try the result in shadow")
     action("export", "copy a version into a new folder", "version").add_argument("--to", type=Path, required=True)
+    its = action(
+        "compress", "store a version in fewer bits, where that changes no more verdicts than stated", "version"
+    )
+    its.add_argument("--form", choices=get_args(Form), default="bf16", help="of the matrices (default: bf16)")
+    its.add_argument(
+        "--bound", type=float, default=0.02, help="most of the anomalous verdicts that may change (default: 0.02)"
+    )
+    its.add_argument(
+        "--on",
+        type=Path,
+        nargs="+",
+        metavar="RECORDING",
+        help="measure on these; without any on a generated plant, a fault in half of its sensors",
+    )
     its = action("import", "publish the weights in a folder as a version of a profile")
     its.add_argument("folder", type=Path)
     action("history", "every decision with its figures").add_argument("--last", type=int, metavar="N", default=0)
@@ -246,6 +265,60 @@ def _retrain(args: argparse.Namespace, settings: Settings, registry: Registry) -
 # ---------------------------------------------------------------- moving
 
 
+def _compress(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    profile, version = _find(args, settings, registry, args.version)
+    weights, fold = registry.load(profile, version)
+    knobs = settings.profiles[profile]
+    if fold != knobs.fold():
+        raise ConfigurationError(
+            f"version {version} was made with other settings than profile {profile} has now "
+            f"({', '.join(_changed(asdict(fold), asdict(knobs.fold())))}); change the settings, or export and import it"
+        )
+    if not 0 <= args.bound <= 1:
+        raise ConfigurationError("--bound is a share, from 0 to 1")
+    streams = trial_streams(knobs) if args.on is None else _recorded(args.on, knobs)
+    torch.set_num_threads(1)  # the matrices are small: threads would wait for each other
+    own = {"made_by": "tidewatch models compress", "parent": version}
+    small = replace(narrowed(weights, args.form), manifest=own)
+    effect = effect_of(profile, knobs, weights, small, streams)
+    figures = {**asdict(effect), "changed_share": effect.changed_share, "bound": args.bound}
+    found = (
+        f"{args.form} changes {effect.changed} of {effect.anomalous} anomalous verdicts, {effect.changed_share:.1%} "
+        f"(at most {args.bound:.1%}); scores of {effect.observations} observations differ by {effect.score_mean:.4f} "
+        f"in the mean, {effect.score_most:.3f} at most"
+    )
+    if effect.anomalous == 0:
+        raise ConfigurationError("nothing is anomalous in these recordings: they cannot show what changes; give others")
+    if effect.changed_share > args.bound:
+        raise ConfigurationError(f"{found}; nothing is written")
+    about = {
+        "form": args.form,
+        "effect": figures,
+        "measured_on": "a generated plant" if args.on is None else "recordings",
+    }
+    new = registry.publish(profile, replace(small, manifest={**small.manifest, **about}), fold, args.form)
+    before, after = (registry.size_bytes(profile, name) for name in (version, new))
+    reason = f"{args.form}, {before} to {after} bytes"
+    registry.note(profile, Decision(SystemClock().wall_ms(), "compressed", new, BY, version, reason, figures))
+    _say(
+        args,
+        f"{found}\n{before} -> {after} bytes; {effect.speed:.0f} -> {effect.speed_after:.0f} observations/s (weights "
+        f"are widened when loaded: the same arithmetic)\nprofile {profile}: version {new}; serve it with: "
+        f"tidewatch models promote {new}",
+        version=new,
+        size_bytes=after,
+        size_bytes_before=before,
+        **figures,
+    )
+
+
+def _recorded(paths: Sequence[Path], profile: Profile) -> list[RecordedStream]:
+    streams = [stream for stream in load_streams(paths, Chosen()) if stream.features == profile.features]
+    if not streams:
+        raise ConfigurationError(f"no stream of these recordings has the features {', '.join(profile.features)}")
+    return streams
+
+
 def _export(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
     profile, version = _find(args, settings, registry, args.version)
     registry.export(profile, version, args.to)
@@ -314,7 +387,7 @@ def _find(args: argparse.Namespace, settings: Settings, registry: Registry, name
     return found[0]
 
 
-def _say(args: argparse.Namespace, text: str, **values: str | None) -> None:
+def _say(args: argparse.Namespace, text: str, **values: str | float | None) -> None:
     print(json.dumps(values) if args.json else text)
 
 
@@ -350,6 +423,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace, Settings, Registry], None]] = {
     "rollback": _rollback,
     "pin": _pin,
     "retrain": _retrain,
+    "compress": _compress,
     "export": _export,
     "import": _import,
     "history": _history,

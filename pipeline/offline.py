@@ -67,7 +67,7 @@ class Offline:
         threads: int = 1,
     ) -> None:
         if weights is None:
-            weights = base_weights(profile.builtin() or profile.predictor)
+            weights = base_weights(profile.builtin() or profile.predictor, profile.scope)
         self.name, self.profile = name, profile
         try:
             scorer = weights if isinstance(weights, Scorer) else Scorer(weights, profile.fold(), device)

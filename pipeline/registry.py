@@ -23,8 +23,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from models.config import FoldConfig
-from models.pretrained import BUILTIN, Weights, builtin
+from models.compression import Form, form_of, load_weights, save_packed
+from models.config import FoldConfig, Scope
+from models.pretrained import BUILTIN, WEIGHTS_FILE, Weights, builtin
 from models.step import Scorer
 from pipeline.errors import VersionError
 
@@ -43,7 +44,8 @@ class Decision:
         Wall clock.
     event
         ``candidate``, ``promoted``, ``rejected``, ``rolled back``, ``confirmed``, ``held``, ``pinned``,
-        ``unpinned``, ``imported``, ``retrain``, ``drift``, ``abandoned``, ``removed``.
+        ``unpinned``, ``imported``, ``retrain``, ``drift``, ``abandoned``, ``removed``,
+        ``compressed``.
     version
         The version it is about: the one served from now on, the one given up by a rollback.
     by
@@ -71,8 +73,14 @@ class Registry:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def publish(self, profile: str, weights: Weights, fold: FoldConfig) -> str:
-        """Write a version, whole or not at all; returns its name, 12 hex digits."""
+    def publish(self, profile: str, weights: Weights, fold: FoldConfig, form: Form | None = None) -> str:
+        """Write a version, whole or not at all; returns its name, 12 hex digits.
+
+        Parameters
+        ----------
+        form
+            Store weights that were narrowed to it in fewer bits (:mod:`models.compression`).
+        """
         version = version_name(weights, fold)
         target = self._version_folder(profile, version)
         if target.exists():
@@ -80,7 +88,10 @@ class Registry:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.parent / f".{version}.{secrets.token_hex(4)}"
         try:
-            weights.save(draft)
+            if form is None:
+                weights.save(draft)
+            else:
+                save_packed(weights, draft, form)
             (draft / FOLD_FILE).write_text(fold.to_json() + "\n")
             os.replace(draft, target)
         except OSError as exc:
@@ -101,7 +112,7 @@ class Registry:
         if not folder.is_dir():
             raise VersionError(f"profile {profile}: no version {version} in {folder.parent}")
         try:
-            weights = Weights.load(folder)
+            weights = load_weights(folder)
             fold = FoldConfig.from_json((folder / FOLD_FILE).read_text())
         except (OSError, ValueError, TypeError) as exc:
             raise VersionError(f"profile {profile}: version {version} cannot be loaded: {exc}") from exc
@@ -113,6 +124,10 @@ class Registry:
         """A version ready to score on ``device``. Raises VersionError as :meth:`load` does."""
         weights, fold = self.load(profile, version)
         return Scorer(weights, fold, device)
+
+    def size_bytes(self, profile: str, version: str) -> int:
+        """What the weights of a version take on disk."""
+        return (self._version_folder(profile, version) / WEIGHTS_FILE).stat().st_size
 
     def versions(self, profile: str) -> list[str]:
         """All versions of a profile, oldest first."""
@@ -132,20 +147,21 @@ class Registry:
         self.load(profile, version)
         self._put(self._folder / profile / "current", version)
 
-    def ensure(self, profile: str, predictor: str, fold: FoldConfig) -> str:
+    def ensure(self, profile: str, predictor: str, fold: FoldConfig, scope: Scope | None = None) -> str:
         """The version for these settings, published and served where it is new.
 
         Weights promoted since stay in force under the same predictor: only the settings are exchanged then.
         """
+        base = base_weights(predictor, scope)
         current = self.current(profile)
         if current is not None:
             weights, serving = self.load(profile, current)
-            if serving == fold and _same_predictor(weights, base_weights(predictor)):
+            if serving == fold and _same_predictor(weights, base):
                 return current
-            if not _same_predictor(weights, base_weights(predictor)):
-                weights = base_weights(predictor)
+            if not _same_predictor(weights, base):
+                weights = base
         else:
-            weights = base_weights(predictor)
+            weights = base
         version = self.publish(profile, weights, fold)
         self.serve(profile, version)
         return version
@@ -232,11 +248,11 @@ class Registry:
             Files are missing, truncated, damaged, not ours, hold non-finite numbers, or do not fit the profile.
         """
         try:
-            weights = Weights.load(source)
+            weights = load_weights(source)
             Scorer(weights, fold, "cpu")
         except ValueError as exc:
             raise VersionError(f"cannot be imported for profile {profile}: {exc}") from exc
-        return self.publish(profile, weights, fold)
+        return self.publish(profile, weights, fold, form_of(source))
 
     def remove_unused(self, profile: str, keep: Collection[str], newest: int, now_s: float) -> list[str]:
         """Delete versions nobody needs; returns their names.
@@ -267,18 +283,30 @@ class Registry:
         return self._folder / profile / "versions" / version
 
 
-def base_weights(predictor: str) -> Weights:
+def base_weights(predictor: str, scope: Scope | None = None) -> Weights:
     """The weights a profile's ``predictor`` names: built in (``gru``, ``lstm``, ``gru32``), or a folder.
+
+    Parameters
+    ----------
+    scope
+        What the profile says they must see; None takes them as they are.
 
     Raises
     ------
     VersionError
-        There are none.
+        There are none, or they see something else.
     """
     try:
-        return builtin(predictor) if predictor in BUILTIN else Weights.load(Path(predictor))
+        weights = builtin(predictor) if predictor in BUILTIN else load_weights(Path(predictor))
     except ValueError as exc:
         raise VersionError(f"predictor {predictor!r}: {exc}") from exc
+    if scope is not None and weights.predictor.scope != scope:
+        sees = {"feature": "each feature by itself", "stream": "all features at once"}
+        raise VersionError(
+            f"predictor {predictor!r} sees {sees[weights.predictor.scope]}, and the profile's scope is {scope!r}: "
+            f"train one that sees {sees[scope]} (tidewatch train --scope {scope}), and name its folder as predictor"
+        )
+    return weights
 
 
 def version_name(weights: Weights, fold: FoldConfig) -> str:

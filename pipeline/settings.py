@@ -44,7 +44,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from models.config import Evidence, FoldConfig
+from models.config import Evidence, FoldConfig, Scope
 from pipeline.errors import ConfigurationError
 
 PREFIX = "TIDEWATCH_"
@@ -496,6 +496,9 @@ class Profile(_Section):
         Whether event times are clock times (UTC), so that time of day means something.
     predictor
         ``gru``, ``lstm`` or ``gru32`` (shipped in the package), or the path of a version folder.
+    scope
+        ``feature``: one predictor sees each feature of a stream by itself; ``stream``: it sees all of them at once, as
+        ``tidewatch train`` then makes it. When absent, as the predictor was trained.
     light
         The narrow row: no fast weights, no seasonal memory; with ``predictor = "gru"`` the shipped GRU of 32.
     evidence
@@ -515,6 +518,7 @@ class Profile(_Section):
     interval_s: Annotated[float, Field(ge=0.001)] | None = None
     clock: bool = True
     predictor: Annotated[str, Field(min_length=1)] = "gru"
+    scope: Scope | None = None
     light: bool = False
     evidence: Evidence | None = None
     alarm_budget: str = "1 per week"

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"there    {name}")
         elif args.create:
             create(cluster, name, plan, settings.topics.replication)
-            print(f"created  {name}: {plan.partitions} partitions, {_kept(plan)}")
+            print(f"created  {name}: {_some(plan.partitions)}, {_kept(plan)}")
         else:
             print(f"missing  {name}")
     missing = plans.keys() - there
@@ -74,6 +74,10 @@ def create(cluster: Cluster, name: str, plan: TopicPlan, replication: int) -> No
     retention_ms = -1 if plan.retention_h is None else int(plan.retention_h * HOUR_MS)
     configs = {"retention.ms": str(retention_ms), "cleanup.policy": "delete"}
     cluster.create({name: plan.partitions}, configs, replication)
+
+
+def _some(partitions: int) -> str:
+    return f"{partitions} partition" + ("" if partitions == 1 else "s")
 
 
 def _kept(plan: TopicPlan) -> str:

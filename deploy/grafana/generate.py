@@ -36,6 +36,7 @@ FOLDER = Path(__file__).parent / "dashboards"
 SOURCE = DataSourceRef(type_val="prometheus", uid="prometheus")
 WIDTH = 24
 WORKER = 'job="tidewatch-worker",instance=~"$instance"'
+LEARNER = 'job="tidewatch-learner"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +391,7 @@ OPERATIONS: Sequence[tuple[str, Sequence[Panel]]] = (
             ),
             Graph(
                 "time by stage",
-                "Share of each second that goes into a stage; what is missing to 1 is waiting.",
+                "Share of each second that goes into a stage; poll is mostly waiting for records, unless there is lag.",
                 [
                     Query(
                         f"sum by (stage) (rate(anomaly_stage_duration_seconds_sum{{{WORKER}}}[$__rate_interval]))",
@@ -461,6 +462,69 @@ OPERATIONS: Sequence[tuple[str, Sequence[Panel]]] = (
                 "By state.",
                 [Query(f"sum by (state) (anomaly_partitions{{{WORKER}}})", "{{state}}")],
                 stacked=True,
+            ),
+        ),
+    ),
+    (
+        "Learner (nats per target: lower is better, by .1 is much)",
+        (
+            Graph(
+                "what is served against what is learning",
+                "Loss on normal stretches of late, each predicted before it was learned from. The learning weights "
+                "below the served ones by learner.margin: a candidate comes. Above for long: learning loses.",
+                [
+                    Query(f"anomaly_learner_loss_serving{{{LEARNER}}}", "{{profile}} serving"),
+                    Query(f"anomaly_learner_loss_learning{{{LEARNER}}}", "{{profile}} learning"),
+                ],
+            ),
+            Graph(
+                "loss on everything",
+                "Of the served version, on whatever its streams say. A rise that stays: they have moved.",
+                [Query(f"anomaly_learner_loss_now{{{LEARNER}}}", "{{profile}}")],
+            ),
+            Graph(
+                "trial: gain",
+                "By how much the candidate in shadow, or the promoted version on probation, predicts better than the "
+                "other one; 0 where none is tried. tidewatch models history says how trials ended.",
+                [Query(f"anomaly_learner_trial_gain{{{LEARNER}}}", "{{profile}}")],
+            ),
+            Graph(
+                "phase and drift",
+                "1 for the phase a profile is in, and while its streams have moved and are not caught up with.",
+                [
+                    Query(f"anomaly_learner_phase{{{LEARNER}}}", "{{profile}} {{phase}}"),
+                    Query(f"anomaly_learner_drifting{{{LEARNER}}}", "{{profile}} drift"),
+                ],
+            ),
+            Graph(
+                "stretches, by what the gate said",
+                "Only normal ones teach. Closed: of streams that alarmed or are unlike themselves.",
+                [Query(f"sum by (reason) (anomaly_learner_judged{{{LEARNER}}})", "{{reason}}")],
+            ),
+            Graph(
+                "streams",
+                "Followed, and of these closed: they may not teach now.",
+                [
+                    Query(f"anomaly_learner_streams{{{LEARNER}}}", "{{profile}} followed"),
+                    Query(f"anomaly_learner_closed_streams{{{LEARNER}}}", "{{profile}} closed"),
+                ],
+            ),
+            Graph(
+                "updates",
+                "Of the learning weights.",
+                [Query(f"rate(anomaly_learner_updates_total{{{LEARNER}}}[$__rate_interval])", "{{profile}}")],
+                unit="ops",
+            ),
+            Graph(
+                "time spent learning",
+                "Share of one core; learner.cpu_share bounds it, learner.drift_cpu_share while streams drift.",
+                [Query(f"rate(anomaly_learner_seconds_total{{{LEARNER}}}[$__rate_interval])", "{{profile}}")],
+                unit="percentunit",
+            ),
+            Graph(
+                "records behind",
+                "The learner's own position; it may lag, nobody waits for it.",
+                [Query(f"anomaly_learner_lag_records{{{LEARNER}}}", "{{profile}}")],
             ),
         ),
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -28,6 +28,22 @@ class Finding:
         return f"{self.level.value:<4}  {self.subject:<10}  " + self.text.replace("\n", "\n" + " " * 18)
 
 
+@dataclass(slots=True)
+class Facts:
+    """What the servers said, filled in as they are checked.
+
+    Attributes
+    ----------
+    partitions
+        By profile, of the input topic that has the fewest; without profiles whose topics are missing.
+    redis_bytes
+        What Redis may use: ``maxmemory``, or its machine's memory where none is set; ``None``: not asked, or not said.
+    """
+
+    partitions: dict[str, int] = field(default_factory=dict)
+    redis_bytes: int | None = None
+
+
 def ok(subject: str, text: str) -> Finding:
     """A finding that is as it must be."""
     return Finding(Level.OK, subject, text)
@@ -50,7 +66,7 @@ def verdict(findings: Sequence[Finding], left_out: str = "") -> str:
     also = f", {_count(warnings, 'warning')}" if warnings else ""
     without = f" ({left_out} not checked)" if left_out else ""
     if problems:
-        return f"{_count(problems, 'problem')}{also}{without}: a worker would not run with these settings."
+        return f"not ready{without}: {_count(problems, 'problem')}{also}."
     return f"ready{also}{without}: start with `tidewatch worker`."
 
 

@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from pipeline.checks.finding import Finding, ok, problem, warning
+from pipeline.checks.finding import Facts, Finding, ok, problem, warning
 from pipeline.checks.row import gigabytes
 from pipeline.settings import Settings
 
@@ -19,13 +19,15 @@ OLDEST = (6, 2)
 NEARLY_FULL = 0.8
 
 
-def check_redis(settings: Settings, stream_bytes: Mapping[str, int]) -> Iterator[Finding]:
+def check_redis(settings: Settings, stream_bytes: Mapping[str, int], facts: Facts) -> Iterator[Finding]:
     """Version, policy and memory; changes nothing.
 
     Parameters
     ----------
     stream_bytes
         Redis memory of one stream, by profile.
+    facts
+        Redis's memory is filled in.
     """
     deadline_s = settings.redis.call_deadline_s
     try:
@@ -48,6 +50,7 @@ def check_redis(settings: Settings, stream_bytes: Mapping[str, int]) -> Iterator
         return
     finally:
         client.close()
+    facts.redis_bytes = int(found["maxmemory"]) or int(found.get("total_system_memory", 0)) or None
     yield from _check_server(place, found)
     yield from _check_room(found, stream_bytes)
 

@@ -49,7 +49,7 @@ def layout_of(profile: Profile) -> RowLayout:
     ConfigurationError
         The weights are not there, or do not fit the profile.
     """
-    weights = base_weights(profile.builtin() or profile.predictor)
+    weights = base_weights(profile.builtin() or profile.predictor, profile.scope)
     try:
         return RowLayout(profile.fold(), weights.predictor)
     except ValueError as exc:

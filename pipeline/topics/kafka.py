@@ -18,7 +18,7 @@ from pipeline.sources.base import CommittedOffset
 from pipeline.topics.base import Offset, Place
 
 UNKNOWN_TOPIC = 3
-POLL_S = 0.2
+POLL_S, COORDINATOR_S = 0.2, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,20 @@ class Cluster:
             raise BrokerAway(f"group {group} is not deleted: {found}")
 
     def committed(self, group: str) -> dict[Partition, CommittedOffset]:
-        """What a group committed last, for every partition it ever committed."""
+        """What a group committed last, for every partition it ever committed.
+
+        Waits for the group's coordinator: a new cluster has none until the first who asks has made it.
+        """
+        deadline_s = time.monotonic() + self.call_deadline_s
         with self._admin("committed offsets") as admin:
-            found = admin.list_group_offsets({group: None})
+            while True:
+                try:
+                    found = admin.list_group_offsets({group: None})
+                    break
+                except kafka_errors.CoordinatorNotAvailableError:
+                    if time.monotonic() > deadline_s:
+                        raise
+                    time.sleep(COORDINATOR_S)
         return {
             Partition(*partition): CommittedOffset(offset.offset, offset.metadata or "")
             for partition, offset in found.get(group, {}).items()

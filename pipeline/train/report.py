@@ -20,7 +20,12 @@ from pipeline.plots import ALARM, EXPECTED, INK, STYLE
 PAGE = "report.html"
 LOSSES, FORECASTS, ERRORS = "losses.png", "forecasts.png", "residuals.png"
 SHOWN = 300
-WORDS = {"trained": "trained predictor", "naive": "naive: last value", "ar": "AR(20), least squares"}
+WORDS = {"trained": "trained", "naive": "naive", "ar": "AR(20)"}
+EXPLAINED = (
+    "Forecasts 1, 4 and 8 steps ahead. Errors in units of each stream's standard deviation over its training part. "
+    "Naive: the last value stays. AR(20): linear in the last 20 values, least squares. Over naive, over AR: skill, "
+    "the percentage of that control's mean square error that is gone."
+)
 _CSS = """<style>body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1000px;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;margin:.6em 0 1.6em}td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #e4e7eb}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}</style>"""  # noqa: E501
@@ -38,12 +43,15 @@ class TrainingReport:
         Losses of every epoch, and which one was kept, counted from 1.
     judgement
         Forecasts of the test part.
+    sequences
+        Names of the features of each stream, in the order in which samples count them.
     """
 
     made_with: Mapping[str, str]
     history: Sequence[Epoch]
     best_epoch: int
     judgement: Judgement
+    sequences: Sequence[str]
 
     def write(self, folder: Path) -> Path:
         """Write pictures and page into ``folder``; returns the page's place.
@@ -59,7 +67,8 @@ class TrainingReport:
             for axis, sample in zip(axes, self.judgement.samples, strict=True):
                 axis.plot(sample.observed[-SHOWN:], color=INK, linewidth=1.0, label="observed")
                 axis.plot(sample.forecast[-SHOWN:], color=EXPECTED, linewidth=1.0, label="predicted one step before")
-                axis.set_xlabel("observations of the test part")
+                axis.set_title(self.sequences[sample.sequence], loc="left", fontsize=10)
+            axes[-1].set_xlabel("the last observations of the test part")
         with _figure(folder / ERRORS, 1) as (axis,):
             _draw_errors(axis, self.judgement.errors)
         page = folder / PAGE
@@ -74,10 +83,7 @@ class TrainingReport:
         body = ["<h1>Training</h1><ul>"]
         body += [f"<li>{html.escape(name)}: {html.escape(words)}</li>" for name, words in self.made_with.items()]
         body += ["</ul><h2>Forecasts of the test part</h2>", _table(self.judgement)]
-        body += [
-            "<p>Errors in units of each stream's standard deviation over its training part. Skill: percent of the "
-        ]
-        body += ["control's mean square error that is gone.</p>"]
+        body.append(f"<p>{EXPLAINED}</p>")
         for title, picture in (
             ("Loss", LOSSES),
             ("Observed and predicted", FORECASTS),
@@ -97,7 +103,7 @@ def rows(judgement: Judgement) -> Iterator[tuple[str, ...]]:
             yield (words, str(own.k), f"{own.mae:.4f}", f"{own.rmse:.4f}", f"{own.mse:.4f}", *skills)
 
 
-HEADS = ("predictor", "steps ahead", "MAE", "RMSE", "MSE", "skill over naive", "skill over AR")
+HEADS = ("predictor", "steps", "MAE", "RMSE", "MSE", "over naive", "over AR")
 
 
 def _skill(name: str, control: str, own: Figures, other: Figures) -> str:

@@ -12,11 +12,15 @@ from dataclasses import dataclass, replace
 from models.config import PredictorConfig
 from models.course import Course
 from models.fitting import Fit, Recipe, first_network
+from models.peers import Peers
 from models.training import Progress
 from pipeline.errors import ConfigurationError
 
 STARTUP = 3
 """Trials that are never cut off: there must be something to compare with."""
+
+JUDGED_FROM = 2
+"""The first epoch that may end a trial; the one before it says how fast it begins, not how far it comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ Tell = Callable[[Trial], None]
 
 
 def search(
-    predictor: PredictorConfig, recipe: Recipe, course: Course, trials: int, tell: Tell
+    predictor: PredictorConfig, recipe: Recipe, course: Course, trials: int, peers: Peers, tell: Tell
 ) -> tuple[PredictorConfig, Recipe]:
     """Predictor and recipe of the best of some trials; the same seed searches the same way.
 
@@ -64,13 +68,13 @@ def search(
     def objective(trial: optuna.Trial) -> float:
         options = options_of(trial)
         wanted, how = chosen(predictor, recipe, options)
-        fit = Fit(first_network(wanted, how.seed), course, how)
+        fit = Fit(first_network(wanted, how.seed), course, how, peers)
         is_cut = False
         try:
             while not fit.is_over and not is_cut:
                 fit.run_epoch(_nobody)
                 trial.report(fit.history[-1].validation_loss, len(fit.history))
-                is_cut = trial.should_prune()
+                is_cut = bool(trial.should_prune())
         except RuntimeError as exc:  # it diverged: a trial like any other, given up
             if "non-finite" not in str(exc):
                 raise
@@ -83,7 +87,7 @@ def search(
 
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=recipe.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=JUDGED_FROM),
     )
     study.optimize(objective, n_trials=trials)
     ended = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]

@@ -32,13 +32,13 @@ DEADLINE_S = 100.0
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
-def load(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The file, its variables filled in."""
+def load(environment: Mapping[str, str], path: Path = FILE) -> dict[str, Any]:
+    """A compose file, its variables filled in."""
 
     def filled(found: re.Match[str]) -> str:
         return environment.get(found[1]) or found[2] or ""
 
-    loaded: dict[str, Any] = yaml.safe_load(VARIABLE.sub(filled, FILE.read_text()))
+    loaded: dict[str, Any] = yaml.safe_load(VARIABLE.sub(filled, path.read_text()))
     return loaded
 
 
@@ -110,17 +110,27 @@ class Deployment:
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def once(self, name: str, *command: str) -> tuple[int, str]:
+        """Run another command of ours in a service's place, as ``docker compose run --rm`` does; its code and words."""
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *command], cwd=self.root(name), env=self._environment(name),
+            capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    def stop(self, name: str) -> int:
+        """Stop one service, gently at first; returns its exit code."""
+        process = self.processes[name]
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(45)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
     def down(self) -> dict[str, int]:
         """Stop everything, last started first; returns exit codes."""
-        codes = {}
-        for name in reversed(self.processes):
-            process = self.processes[name]
-            process.send_signal(signal.SIGTERM)
-            try:
-                codes[name] = process.wait(45)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                codes[name] = process.wait()
+        codes = {name: self.stop(name) for name in reversed(self.processes)}
         if self._kafka is not None:
             self._kafka.stop()
         return codes
@@ -136,11 +146,7 @@ class Deployment:
             self._kafka.start()
             return
         command = [self._here(name, str(word)) for word in service["command"]]
-        environment = {key: self._here(name, str(value)) for key, value in service.get("environment", {}).items()}
-        environment |= self._extra.get(name, {})
         if "build" in service:
-            environment |= {"TIDEWATCH_HTTP__PORT": str(self.ports[f"{name}:9464"]), "PYTHONPATH": str(ROOT)}
-            environment |= {"TIDEWATCH_HTTP__HOST": "127.0.0.1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
             command = [sys.executable, "-m", "pipeline", *command]
         elif name == "redis":
             command = [str(redis(command[0])), *command[1:], "--port", str(self.ports["redis:6379"])]
@@ -149,11 +155,32 @@ class Deployment:
             self._write_prometheus_config()
             address = self.address("prometheus:9090")
             command = [str(prometheus("prometheus")), *command, f"--web.listen-address={address}"]
-        inherited = {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR") if key in os.environ}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, cwd=self.folder, env=inherited | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=self.root(name),
+                env=self._environment(name),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
+
+    def _environment(self, name: str) -> dict[str, str]:
+        """What a container of this service would have, and what a process on this machine needs."""
+        service = self.services[name]
+        environment = {key: self._here(name, str(value)) for key, value in service.get("environment", {}).items()}
+        environment |= self._extra.get(name, {})
+        if "build" in service:
+            environment |= {"TIDEWATCH_HTTP__PORT": str(self.ports[f"{name}:9464"]), "PYTHONPATH": str(ROOT)}
+            environment |= {"TIDEWATCH_HTTP__HOST": "127.0.0.1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+            environment |= {"PYTHONDONTWRITEBYTECODE": "1", "HOME": str(self.root(name))}
+        return {key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ} | environment
+
+    def root(self, name: str) -> Path:
+        """Where a service begins: what it writes here, a container with a read-only file system could not."""
+        path = self.folder / "roots" / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def volume(self, name: str) -> Path:
         """A named volume."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,6 @@ def said(rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     """Runs the command; gives exit code and what it printed."""
     for name, value in rig.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words: str) -> tuple[int, str]:
         code = main(["alerts", *words])
@@ -110,11 +110,18 @@ def test_list_says_the_last_word_on_each_alert(said: Any) -> None:
     """Five events of one fault are one line."""
     code, text = said("list")
     assert code == 0
-    lines = text.splitlines()[1:]
+    lines = text.splitlines()[2:]
     assert [line.split()[0] for line in lines] == ["aaaa1111", "bbbb2222"]
     assert "open" in lines[0]
     assert "critical" in lines[0]
     assert "resolved" in lines[1]
+
+
+def test_settings_may_be_named_before_and_after_the_action(said: Any, tmp_path: Path) -> None:
+    """Nobody remembers which; both are the same."""
+    path = tmp_path / "tidewatch.toml"
+    path.write_text("[kafka]\ncolour = 7\n")
+    assert said("--settings", str(path), "list")[0] == said("list", "--settings", str(path))[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,29 @@ from typing import Any
 import pytest
 import redis
 from kafka import KafkaAdminClient
-from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourceType,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from pipeline.__main__ import main
+from pipeline.checks.finding import Facts, Level
+from pipeline.checks.kafka import check_kafka
 from pipeline.errors import TidewatchError
+from pipeline.notify.kafka import Bookmark
 from pipeline.records import Partition
 from pipeline.servers import EmbeddedRedis, create_topics
 from pipeline.settings import Settings
 from pipeline.sources.base import CommittedOffset
+from pipeline.topics.kafka import Cluster
 from pipeline.topics_command import planned
-from pipeline.wiring import build_cluster, build_sink, build_source, build_store
+from pipeline.wiring import build_cluster, build_sink, build_source, build_store, security_options
 from tests.real_kafka import joined, unique
 from tests.secure import Authority, SecureKafka, TlsProxy
 
@@ -32,7 +45,7 @@ pytestmark = [
 ]
 
 USER, PASSWORD = "tidewatch", "p ss=w0rd;,"
-TOPIC = "secured"
+TOPIC, OUTPUTS = "secured", ("scores_topic", "alerts_topic", "dead_letter_topic")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +69,33 @@ def kafka(folder: Path, authority: Authority) -> Iterator[SecureKafka]:
         admin = KafkaAdminClient(bootstrap_servers=broker.address)
         for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
             admin.alter_user_scram_credentials([UserScramCredentialUpsertion(USER, mechanism, PASSWORD)])
+        admin.create_acls(granted())
         admin.close()
         create_topics(broker.address, {TOPIC: 1})
         yield broker
+
+
+def granted() -> list[ACL]:
+    """Exactly the rights that deploy/kafka/README.md asks for."""
+    inputs = [(ResourceType.TOPIC, name, ("READ", "DESCRIBE")) for name in (TOPIC, "in-")]
+    outputs = [(ResourceType.TOPIC, f"{name}-", ("READ", "WRITE", "DESCRIBE")) for name in OUTPUTS]
+    group = [(ResourceType.GROUP, "g-", ("READ",)), (ResourceType.TRANSACTIONAL_ID, "g-", ("WRITE", "DESCRIBE"))]
+    create = [(ResourceType.CLUSTER, "kafka-cluster", ("CREATE",))]
+    return [
+        ACL(
+            f"User:{USER}",
+            "*",
+            ACLOperation[operation],
+            ACLPermissionType.ALLOW,
+            ResourcePattern(
+                kind,
+                name,
+                ACLResourcePatternType.LITERAL if kind is ResourceType.CLUSTER else ACLResourcePatternType.PREFIXED,
+            ),
+        )
+        for kind, name, operations in inputs + outputs + group + create
+        for operation in operations
+    ]
 
 
 def security(kind: str, folder: Path, authority: Authority) -> dict[str, Any]:
@@ -76,7 +113,7 @@ def settings_for(kafka: SecureKafka, kind: str, given: dict[str, Any]) -> Settin
     """Settings of a client of one of the listeners."""
     place = kafka.place("scram" if kind.startswith("SCRAM") else kind)
     section = {"bootstrap_servers": [place], "group": unique("g"), "call_deadline_s": 5.0, "security": given}
-    names = {key: unique(key) for key in ("scores_topic", "alerts_topic", "dead_letter_topic")}
+    names = {key: unique(key) for key in OUTPUTS}
     topics = {"network": {"topics": [TOPIC]}, "sensor": {"topics": [unique("in")]}}
     return Settings.load(overrides={"kafka": section | names, "profiles": topics})
 
@@ -86,14 +123,20 @@ KINDS = ("ssl", "plain", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_client_gets_through(kind: str, kafka: SecureKafka, folder: Path, authority: Authority) -> None:
-    """Source, transactional sink, topics, feeder: one that forgets its options fails on the first secured cluster."""
+    """Source, transactional sink, topics, feeder, bookmark, check: with the rights that the documentation asks for.
+
+    A client that forgets its options, or a right that was forgotten, is found out on the first secured cluster.
+    """
     settings = settings_for(kafka, kind, security(kind, folder, authority))
     cluster = build_cluster(settings)
     for name in planned(settings):
         if name != TOPIC:
             cluster.create({name: 1})
-    with cluster.feeder() as feeder:
+    with Cluster(kafka.address).feeder() as feeder:  # somebody else's producer
         feeder.send(TOPIC, b"k", b"v")
+        feeder.flush()
+    with cluster.feeder() as feeder:
+        feeder.send(settings.kafka.alerts_topic, b"k", b"v")
         feeder.flush()
     with cluster.reader(TOPIC) as reader:
         assert reader.end()[Partition(TOPIC, 0)] > 0
@@ -106,6 +149,13 @@ def test_every_client_gets_through(kind: str, kafka: SecureKafka, folder: Path, 
         sink.close()
         source.close()
     assert cluster.committed(settings.kafka.group)[Partition(TOPIC, 0)].offset == 1
+    with Bookmark(cluster.options(), settings.kafka.group, cluster.call_deadline_s) as bookmark:
+        assert bookmark.committed({Partition(TOPIC, 0): 9}) == {Partition(TOPIC, 0): 1}
+    options = security_options(settings.kafka.security)
+    findings = list(check_kafka(settings, options, Facts()))
+    assert not [finding.text for finding in findings if finding.level is Level.PROBLEM]
+    may_ask = kind == "ssl"  # the certificate's user may do everything
+    assert any("DescribeConfigs" in finding.text for finding in findings) is not may_ask
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -239,6 +239,17 @@ def test_an_autoregression_is_a_sum_over_lags():
     np.testing.assert_allclose(location, lags @ w["weight"][0].T + w["bias"][0], **TOLERANCE)
 
 
+def test_last_value_is_a_logistic_with_the_mean_change_as_mean_distance():
+    """E |x - mu| of a logistic of scale s is 2 s ln 2; d asinh(z) / dz = 1 / sqrt(1 + z^2) brings it to asinh units."""
+    network, inputs, _ = made("naive")
+    u, log_change = inputs[-1, :, 0].numpy(), inputs[-1, :, 10].numpy()
+    mixture = network.mixtures(network(inputs)[0][-1], inputs[-1])
+    np.testing.assert_allclose(mixture.point().numpy(), np.repeat(np.sinh(u)[:, None], len(HORIZONS), 1), **TOLERANCE)
+    scale = np.exp(mixture.log_scale[:, 0, 0].numpy())
+    wanted = np.exp(log_change) / (2.0 * math.log(2.0) * np.cosh(u))  # cosh u = sqrt(1 + z^2)
+    np.testing.assert_allclose(scale, np.clip(wanted, math.exp(-4.5), math.exp(2.5)), **TOLERANCE)
+
+
 # --- backward ---------------------------------------------------------------------------------------------------------
 
 

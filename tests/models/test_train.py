@@ -109,6 +109,34 @@ def test_a_gap_makes_no_difference_of_values():
     assert float(two.abs().max()) == 0
 
 
+class Watched(Scorer):
+    """Keeps what the network was shown."""
+
+    shown: list[torch.Tensor]
+
+    def advance(self, inputs, state):
+        self.shown.append(inputs.clone())
+        return super().advance(inputs, state)
+
+
+@pytest.mark.parametrize("scope", ["feature", "stream"])
+def test_training_sees_what_serving_sees(scope):
+    """Missing values and outliers reach the network as they do in a worker, number by number."""
+    whole = stream(6)
+    values, times_ms = whole.values.clone(), whole.times_ms
+    values[100:130:2, 1] = torch.nan
+    values[150] = torch.nan
+    values[200, 0] = 1e4
+    values[230:233] = -50.0
+    config = PredictorConfig("gru", hidden=4, scope=scope, features=2 if scope == "stream" else 1)
+    scorer = Watched(Weights.random(config), FoldConfig(("a", "b"), 60.0))
+    scorer.shown = []
+    scorer.score(scorer.rows(1), torch.arange(1), values[:, None], times_ms[:, None], torch.tensor([-1]))
+    taught = course_of([replace(whole, values=values)], scope, Plan(0.98, 0.01, LENGTH, 0)).train
+    served = torch.stack(scorer.shown)[: int(0.98 * LENGTH)]
+    torch.testing.assert_close(taught.lessons.inputs[: len(served)], served, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("streams", "plan"),
     [([], PLAN), ([stream(1, 40)], PLAN), ([stream(1)], Plan(train=0.9, validation=0.2)), ([stream(1)], Plan(0.0))],
@@ -187,6 +215,40 @@ def test_early_stopping_keeps_the_best_epoch(made):
     assert part_loss(fit.network, made.validation) == pytest.approx(min(losses), rel=1e-5)
 
 
+def test_gradients_end_where_the_recipe_truncates(made):
+    """The same data and weights: how far back a gradient reaches is in the gradient."""
+    still = Recipe(epochs=1, rate=0.0, last_rate=0.0, batch=1000, flips=False, gradient_norm=1e9)
+    gradients = []
+    for chunk in (1, 80):
+        fit = fit_of(made, PredictorConfig("rnn", hidden=6), replace(still, chunk=chunk))
+        assert fit.updates_per_epoch == 80 / chunk
+        fit.run_epoch(nobody)
+        gradients.append(fit.network.rnn.weight_hh_l0.grad.clone())
+    assert not torch.allclose(*gradients, rtol=0.1)
+
+
+def test_l2_and_clipping_do_what_they_say(made):
+    """With the weight of the weights above all, they shrink; with the shortest gradient, nothing moves."""
+    before = first_network(TINY, 1).state_dict()
+    heavy = weights_of(run(fit_of(made, recipe=replace(RECIPE, optimiser="adamw", l2=10.0))))
+    still = weights_of(run(fit_of(made, recipe=replace(RECIPE, optimiser="sgd", gradient_norm=1e-12))))
+    for name, tensor in before.items():
+        assert float(heavy[name].norm()) < float(tensor.norm())
+        torch.testing.assert_close(still[name], tensor, rtol=0, atol=1e-9)
+
+
+def test_dropout_hides_only_while_learning(made):
+    """What was learned is worth less with half of it hidden; judged it is as a whole."""
+    learned = run(fit_of(made, recipe=replace(RECIPE, dropout=0.0))).network.state_dict()
+    plain, epochs = replace(RECIPE, epochs=1, rate=1e-12, last_rate=1e-12, flips=False), []
+    for share in (0.0, 0.6):
+        fit = fit_of(made, recipe=replace(plain, dropout=share))
+        fit.network.load_state_dict(learned)
+        epochs.append(run(fit).history[0])
+    assert epochs[1].train_loss > epochs[0].train_loss + 0.02
+    assert epochs[1].validation_loss == pytest.approx(epochs[0].validation_loss, abs=1e-6)
+
+
 def test_rates_follow_their_schedule():
     """The first epoch has the first rate, the last one the last."""
     assert rate_of(RECIPE, 0) == RECIPE.rate
@@ -214,6 +276,17 @@ def test_upside_down_segments_stay_a_corpus(made):
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["feature", "stream"])
+def test_samples_are_the_whole_test_part_of_each_feature(scope):
+    """What a person looks at must not be the leftover of the last segment."""
+    made = course(scope)
+    config = replace(TINY, scope=scope, features=2 if scope == "stream" else 1)
+    samples = judge(first_network(config, 1), made, samples=4).samples
+    assert [sample.sequence for sample in samples] == [0, 1, 2, 3]
+    for sample, values in zip(samples, [*stream(1).values[320:].T, *stream(2, 300).values[240:].T], strict=True):
+        assert sample.observed.tolist() == values.tolist()
 
 
 def test_judgement_stands_beside_naive_and_ar(made):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,18 +13,29 @@ import redis
 
 from models.config import PredictorConfig
 from models.pretrained import WEIGHTS_FILE, Weights
+from models.step import Scorer
 from pipeline.__main__ import main
-from pipeline.checks.finding import Level
+from pipeline.check_command import streams_of
+from pipeline.checks.finding import Facts, Finding, Level, problem, warning
+from pipeline.checks.histories import check_histories
 from pipeline.checks.kafka import check_kafka
+from pipeline.checks.need import Lack, Need, check_needs, need_of, table_slots
 from pipeline.checks.redis import check_redis
 from pipeline.checks.row import STREAM_ID_BYTES, cost_of, describe_row, layout_of
 from pipeline.checks.versions import check_versions
-from pipeline.registry import Registry
+from pipeline.errors import ConfigurationError
+from pipeline.partition import to_offset
+from pipeline.records import Committed, Partition
+from pipeline.registry import Registry, base_weights
+from pipeline.resident import ResidentRows
 from pipeline.servers import create_topics, free_port
-from pipeline.settings import Kafka, Profile, Redis, Settings
+from pipeline.settings import Engine, Kafka, Profile, Redis, Settings
 from pipeline.settings import Registry as RegistrySettings
+from pipeline.sources.base import CommittedOffset
 from pipeline.state.base import HEADER
 from pipeline.state.codec import encode_many
+
+DAY_MS = 86_400_000
 
 
 def make_settings(tmp_path: Path, **sections: object) -> Settings:
@@ -54,7 +66,7 @@ def test_wrong_settings_are_a_problem_with_a_verdict(tmp_path: Path, capsys: pyt
     text = capsys.readouterr().out
     assert "kafka.colour: unknown key" in text
     assert "kafka.group" in text
-    assert text.splitlines()[-1].startswith("1 problem")
+    assert text.splitlines()[-1] == "not ready (everything else not checked): 1 problem."
 
 
 def test_row_of_an_unknown_profile_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,56 +167,211 @@ def test_servers_that_do_not_answer_are_problems(tmp_path: Path) -> None:
         kafka=Kafka(bootstrap_servers=(place,), call_deadline_s=1.0),
         redis=Redis.model_validate({"url": f"redis://user:secret@{place}/0", "call_deadline_s": 1.0}),
     )
-    (kafka,), (store,) = check_kafka(settings, {}), check_redis(settings, {})
+    (kafka,), (store,) = check_kafka(settings, {}, Facts()), check_redis(settings, {}, Facts())
     assert (kafka.level, store.level) == (Level.PROBLEM, Level.PROBLEM)
     assert place in kafka.text
     assert place in store.text
     assert "secret" not in store.text
 
 
+class Topics:
+    """Topics of one test, and settings that name them: one profile of one feature a minute."""
+
+    def __init__(self, tmp_path: Path, bootstrap: str, **profile: object) -> None:
+        own = uuid.uuid4().hex[:8]
+        self.names = {key: f"{own}-{key}" for key in ("scores", "alerts", "dead", "input")}
+        self.bootstrap = bootstrap
+        self.settings = make_settings(
+            tmp_path,
+            kafka=Kafka.model_validate(
+                {
+                    "bootstrap_servers": bootstrap,
+                    "group": own,
+                    "scores_topic": self.names["scores"],
+                    "alerts_topic": self.names["alerts"],
+                    "dead_letter_topic": self.names["dead"],
+                }
+            ),
+            profiles={"sensor": make_profile(topics=[self.names["input"]], **profile)},
+        )
+
+    def create(self, inputs: int = 1, alerts: dict[str, str] | None = None, **configs: object) -> None:
+        """Make them all; ``configs`` are the input's, with _ for the dots."""
+        mine = {key.replace("_", "."): str(value) for key, value in configs.items()}
+        create_topics(self.bootstrap, {self.names["input"]: inputs}, mine)
+        create_topics(self.bootstrap, {self.names["alerts"]: 1}, alerts or {})
+        create_topics(self.bootstrap, {self.names["scores"]: 1, self.names["dead"]: 1})
+
+    def check(self, facts: Facts | None = None) -> list[Finding]:
+        """What is found."""
+        return list(check_kafka(self.settings, {}, facts or Facts()))
+
+    def about(self, word: str) -> list[Finding]:
+        """Findings that speak of something."""
+        return [finding for finding in self.check() if word in finding.text]
+
+
 @pytest.mark.integration
 def test_missing_topics_are_problems_until_they_exist(tmp_path: Path, kafka_bootstrap: str) -> None:
     """Each topic that is not there is named, the check creates none of them, and then they are found."""
-    own = uuid.uuid4().hex[:8]
-    names = {key: f"{own}-{key}" for key in ("scores", "alerts", "dead", "input")}
-    settings = make_settings(
-        tmp_path,
-        kafka=Kafka.model_validate(
-            {
-                "bootstrap_servers": kafka_bootstrap,
-                "scores_topic": names["scores"],
-                "alerts_topic": names["alerts"],
-                "dead_letter_topic": names["dead"],
-            }
-        ),
-        profiles={"sensor": make_profile(topics=[names["input"]])},
-    )
+    topics = Topics(tmp_path, kafka_bootstrap)
+    names = topics.names
     for _ in range(2):
-        missing = [finding for finding in check_kafka(settings, {}) if finding.level is Level.PROBLEM]
+        missing = [finding for finding in topics.check() if finding.level is Level.PROBLEM]
         assert sorted(names.values()) == sorted(next(n for n in names.values() if n in f.text) for f in missing)
-    create_topics(kafka_bootstrap, {names["input"]: 3, names["scores"]: 1, names["alerts"]: 1, names["dead"]: 1})
-    findings = list(check_kafka(settings, {}))
+    topics.create(inputs=3, retention_ms=-1)
+    facts = Facts()
+    findings = topics.check(facts)
     assert {finding.level for finding in findings} == {Level.OK}
     assert any(f"input {names['input']} (profile sensor): 3 partitions" in finding.text for finding in findings)
+    assert facts.partitions == {"sensor": 3}
 
 
 @pytest.mark.integration
-def test_a_compacted_input_is_a_warning(tmp_path: Path, kafka_bootstrap: str) -> None:
-    """Rows are rebuilt from the records; a topic that thins them out cannot give them back."""
-    topic = f"{uuid.uuid4().hex[:8]}-input"
-    create_topics(kafka_bootstrap, {topic: 1}, {"cleanup.policy": "compact"})
-    settings = make_settings(
-        tmp_path,
-        kafka=Kafka.model_validate({"bootstrap_servers": kafka_bootstrap}),
-        profiles={"sensor": make_profile(topics=[topic])},
+@pytest.mark.parametrize(
+    ("configs", "level", "said"),
+    [
+        ({"retention_ms": -1}, Level.OK, "for ever"),
+        ({"retention_ms": 8 * DAY_MS}, Level.OK, "8 days"),
+        ({"retention_ms": 6 * DAY_MS}, Level.WARNING, "6 days"),
+        ({"retention_ms": 3_600_000}, Level.PROBLEM, "1 hour"),
+        ({"retention_ms": -1, "retention_bytes": 10_000_000}, Level.WARNING, "cut by size"),
+        ({"cleanup_policy": "compact"}, Level.WARNING, "compacted"),
+    ],
+)
+def test_inputs_must_be_kept_for_as_long_as_a_rebuild_needs(
+    tmp_path: Path, kafka_bootstrap: str, configs: dict[str, object], level: Level, said: str
+) -> None:
+    """Kafka is the truth that rows come from: what it no longer has cannot be folded again.
+
+    A stream of the profile may rest for 7 days and go on (idle_reset_s), and needs 100 minutes to warm up.
+    """
+    topics = Topics(tmp_path, kafka_bootstrap)
+    topics.create(**configs)
+    findings = topics.about(topics.names["input"])
+    assert {finding.level for finding in findings} - {Level.OK} == {level} - {Level.OK}
+    assert any(finding.level is level and said in finding.text for finding in findings)
+
+
+@pytest.mark.integration
+def test_alerts_that_go_before_they_are_looked_at_are_a_warning(tmp_path: Path, kafka_bootstrap: str) -> None:
+    """Monitor and notifier know open alerts from the topic only."""
+    topics = Topics(tmp_path, kafka_bootstrap)
+    topics.create(alerts={"retention.ms": str(DAY_MS)}, retention_ms=-1)
+    (finding,) = topics.about("alerts are kept")
+    assert finding.level is Level.WARNING
+    assert "1 day:" in finding.text
+
+
+def test_versions_that_a_replay_needs_must_be_there(tmp_path: Path) -> None:
+    """Records below the committed offset are scored again by the version that scored them first (rule 11)."""
+    settings = make_settings(tmp_path, profiles={"sensor": make_profile()})
+    registry = Registry(settings.registry.folder)
+    version = registry.ensure("sensor", "gru", settings.profiles["sensor"].fold())
+    place = Partition("t", 0)
+
+    def found(history: tuple[tuple[int, str], ...], text: str | None = None) -> list[Finding]:
+        offset = to_offset(Committed(9, "1" * 32, 0, history, None))
+        return list(check_histories(settings, Committing({place: replace(offset, metadata=text or offset.metadata)})))
+
+    assert [f.level for f in check_histories(settings, Committing({}))] == []
+    assert [f.level for f in found(((0, version),))] == [Level.OK]
+    (gone,) = found(((0, "0123456789ab"), (5, version)))
+    assert gone.level is Level.PROBLEM
+    assert "0123456789ab" in gone.text
+    (foreign,) = found((), text="somebody else's")
+    assert foreign.level is Level.WARNING
+    (settings.registry.folder / "sensor" / "versions" / version / WEIGHTS_FILE).write_bytes(b"short")
+    (damaged,) = found(((0, version),))
+    assert damaged.level is Level.WARNING
+    assert version in damaged.text
+
+
+class Committing:
+    """A cluster that knows what a group committed."""
+
+    def __init__(self, offsets: dict[Partition, CommittedOffset]) -> None:
+        self._offsets = offsets
+
+    def committed(self, group: str) -> dict[Partition, CommittedOffset]:
+        """What it was given."""
+        return self._offsets
+
+
+# --- what streams need ------------------------------------------------------------------------------------------------
+
+
+def make_need(**changed: object) -> Need:
+    """A thousand streams that keep half a worker busy."""
+    return replace(Need("sensor", 1000, 2_000_000, 5_000_000, 2000.0, 0.5, 0.5), **changed)  # type: ignore[arg-type]
+
+
+def levels(need: Need, facts: Facts, lack: Lack = problem) -> set[Level]:
+    """Of all findings about it."""
+    return {finding.level for finding in check_needs([need], facts, lack)}
+
+
+def test_what_is_needed_and_not_there_is_a_problem() -> None:
+    """Found out before anything starts: Redis that would refuse writes, workers that could not share the work."""
+    plenty = Facts({"sensor": 12}, 1_000_000_000)
+    assert levels(make_need(), plenty) == {Level.OK}
+    assert levels(make_need(redis_bytes=2_000_000_000), plenty) == {Level.OK, Level.PROBLEM}
+    assert levels(make_need(load=12.5), plenty) == {Level.OK, Level.PROBLEM}
+    assert levels(make_need(worker_bytes=10**15), plenty) == {Level.OK, Level.PROBLEM}
+    assert levels(make_need(load=None), plenty) == {Level.OK}
+    assert levels(make_need(redis_bytes=2_000_000_000), plenty, warning) == {Level.OK, Level.WARNING}
+    assert levels(make_need(redis_bytes=2_000_000_000, load=12.5), Facts()) == {Level.OK}
+
+
+def test_estimates_are_of_this_machine_and_grow_with_the_streams(tmp_path: Path) -> None:
+    """Twice the streams take twice the memory in Redis and come half as often; a worker holds no more than it may."""
+    settings = make_settings(tmp_path, engine=Engine(max_resident_streams=2000))
+    one, two = (need_of("sensor", make_profile(), streams, settings, "cpu", 1) for streams in (20_000, 40_000))
+    assert two.redis_bytes == 2 * one.redis_bytes
+    assert two.worker_bytes == one.worker_bytes
+    assert one.rate > 1000
+    assert one.load is not None
+    assert one.load == pytest.approx(20_000 / one.rate / 60)
+
+
+@pytest.mark.parametrize(("streams", "most"), [(1, 10), (1024, 5000), (1025, 5000), (4999, 5000)])
+def test_estimated_table_is_the_one_that_is_allocated(streams: int, most: int) -> None:
+    """Memory of a worker is its tables, which grow by doubling."""
+    scorer = Scorer(base_weights("gru32"), make_profile(light=True).fold(), "cpu")
+    rows = ResidentRows(scorer, "v", most, "cpu")
+    assert rows.make_room(streams)
+    assert rows.rows.capacity == table_slots(streams, most)
+
+
+def test_streams_are_named_together_or_by_profile(tmp_path: Path) -> None:
+    """One number for all is quick; profiles differ."""
+    settings = make_settings(tmp_path)
+    assert streams_of("7", settings) == {"sensor": 7, "network": 7}
+    assert streams_of("sensor=5,network=6", settings) == {"sensor": 5, "network": 6}
+    assert streams_of(None, settings) == dict.fromkeys(("sensor", "network"), settings.engine.max_resident_streams)
+    for wrong in ("many", "0", "sensor=", "senor=5", "sensor=5,,", "-3"):
+        with pytest.raises(ConfigurationError, match="--streams"):
+            streams_of(wrong, settings)
+
+
+def test_too_many_named_streams_end_with_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script asks for so many streams, and hears that this machine is too small for them."""
+    settings = tmp_path / "tidewatch.toml"
+    settings.write_text(
+        f'[registry]\nfolder = "{tmp_path / "registry"}"\n[engine]\nmax_resident_streams = 1000000000\n'
+        '[profiles.p]\ntopics = ["t"]\nfeatures = ["v"]\n'
     )
-    assert any(f.level is Level.WARNING and "compacted" in f.text for f in check_kafka(settings, {}))
+    words = ["check", "--offline", "--settings", str(settings)]
+    assert main([*words, "--streams", "1000000000"]) == 1
+    assert "not ready (connections not checked): 1 problem." in capsys.readouterr().out
+    assert main(words) == 0
+    assert "ready, 1 warning (connections not checked)" in capsys.readouterr().out
 
 
 @pytest.mark.integration
 def test_a_redis_that_keeps_everything_is_fine(tmp_path: Path, redis_url: str) -> None:
     """Version, policy and room are reported for the server the settings name."""
     settings = make_settings(tmp_path, redis=Redis.model_validate({"url": redis_url}))
-    findings = list(check_redis(settings, {"sensor": 2000}))
+    findings = list(check_redis(settings, {"sensor": 2000}, Facts()))
     assert {finding.level for finding in findings} == {Level.OK}
     assert any("noeviction" in finding.text for finding in findings)

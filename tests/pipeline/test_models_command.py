@@ -13,7 +13,8 @@ import torch
 from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
 from pipeline.__main__ import main
 from pipeline.registry import FOLD_FILE, Decision, Registry
-from tests.builders import make_profile, tiny_weights
+from tests.builders import make_profile, make_series, tiny_weights
+from tests.pipeline.test_replay import write_csv
 
 Command = Callable[..., tuple[int, str, str]]
 FOLD = make_profile().fold()
@@ -112,6 +113,65 @@ def test_export_and_import_carry_a_version_to_another_registry(
     assert command("import", str(tmp_path / "out"))[0] == 0
     assert registry.history("p")[-1].event == "imported"
     assert command("export", second, "--to", str(tmp_path / "out"))[0] == 2, "nothing is overwritten"
+
+
+@pytest.fixture
+def spikes(tmp_path: Path) -> Path:
+    """A recording with faults that a tiny predictor finds."""
+    return write_csv(tmp_path / "spikes.csv", {name: make_series(seed, 400) for seed, name in enumerate("abcd")})
+
+
+def test_compress_publishes_a_small_version_with_what_it_changes(
+    command: Command, registry: Registry, spikes: Path
+) -> None:
+    """Size, speed and scores beside the original's; it is served only when someone says so."""
+    first = registry.versions("p")[0]
+    code, said, _ = command("compress", first, "--form", "bf16", "--on", str(spikes), "--json")
+    assert code == 0
+    figures = json.loads(said)
+    small = figures["version"]
+    assert figures["size_bytes"] == registry.size_bytes("p", small) < figures["size_bytes_before"]
+    assert figures["anomalous"] > 0
+    assert figures["changed_share"] <= figures["bound"]
+    assert 0 < figures["score_mean"] <= figures["score_most"]
+    assert registry.current("p") == first
+    about = registry.load("p", small)[0].manifest
+    assert (about["parent"], about["form"], about["effect"]["changed"]) == (first, "bf16", figures["changed"])
+    assert registry.history("p")[-1].event == "compressed"
+
+
+def test_compress_refuses_what_changes_too_many_verdicts(command: Command, registry: Registry, spikes: Path) -> None:
+    """A model that alarms otherwise is another model, not a smaller one."""
+    # saturated gates: a small error of a weight becomes a large one of the state
+    violent = replace(tiny_weights(2), network={name: 5.0 * t for name, t in tiny_weights(2).network.items()})
+    version = registry.publish("p", violent, FOLD)
+    before = registry.versions("p")
+    code, _, error = command("compress", version, "--form", "int8", "--on", str(spikes))
+    assert code == 2
+    assert "nothing is written" in error
+    assert registry.versions("p") == before
+
+
+def test_compress_says_when_recordings_cannot_show_a_change(
+    command: Command, registry: Registry, tmp_path: Path
+) -> None:
+    """Where nothing is anomalous, no verdict can change, and a bound that holds says nothing."""
+    quiet = write_csv(tmp_path / "quiet.csv", {"a": make_series(1, 60, spikes=0)})
+    code, _, error = command("compress", registry.versions("p")[0], "--on", str(quiet))
+    assert code == 2
+    assert "nothing is anomalous" in error
+
+
+def test_a_compressed_version_moves_to_another_registry_as_it_is(
+    command: Command, registry: Registry, spikes: Path, tmp_path: Path
+) -> None:
+    """Export and import keep name and form."""
+    first = registry.versions("p")[0]
+    small = json.loads(command("compress", first, "--on", str(spikes), "--json")[1])["version"]
+    registry.export("p", small, tmp_path / "out")
+    elsewhere = Registry(tmp_path / "elsewhere")
+    assert elsewhere.bring_in("p", tmp_path / "out", FOLD) == small
+    assert elsewhere.size_bytes("p", small) == pytest.approx(registry.size_bytes("p", small), abs=64)
 
 
 def _truncated(folder: Path) -> None:

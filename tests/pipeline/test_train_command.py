@@ -5,18 +5,31 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.config import PredictorConfig
+from models.course import Plan, Series, course_of
+from models.fitting import Recipe
+from models.peers import ALONE
 from models.pretrained import MANIFEST_FILE, Weights
 from pipeline.__main__ import EXIT_CONFIGURATION, main
+from pipeline.errors import VersionError
+from pipeline.offline import Offline
 from pipeline.registry import Registry
+from pipeline.replay.inputs import Chosen, load_streams
+from pipeline.settings import Settings
+from pipeline.train.search import Trial, search
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 LENGTH = 400
 TINY = (
     "--hidden", "6", "--epochs", "2", "--segment", "128", "--batch", "4", "--rate", "0.01", "--quick-tails",
@@ -61,9 +74,19 @@ def test_a_run_leaves_all_that_was_promised(trained):
 def test_the_report_stands_beside_its_controls(trained):
     """A forecast error alone says nothing: last value and AR are in the same table, with skill in percent."""
     page = (trained / "report.html").read_text()
-    for words in ("trained predictor", "naive: last value", "AR(20)", "MAE", "RMSE", "MSE", " %", "losses.png"):
+    for words in ("trained", "naive", "AR(20)", "MAE", "RMSE", "MSE", " %", "losses.png"):
         assert words in page
     assert Weights.load(trained).fingerprint() in page
+
+
+def test_tensorboard_can_read_the_events(trained):
+    """The same losses as in the manifest, under readable names, one for each epoch."""
+    events = EventAccumulator(str(trained / "events")).Reload()
+    about = json.loads((trained / MANIFEST_FILE).read_text())["about"]
+    for tag, key in (("loss/train", "loss_per_epoch"), ("loss/validation", "loss_validation")):
+        assert [e.step for e in events.Scalars(tag)] == [1, 2]
+        assert [e.value for e in events.Scalars(tag)] == pytest.approx(about[key], abs=1e-4)
+    assert events.Scalars("learning_rate")[0].value == pytest.approx(0.01)
 
 
 def test_a_finished_run_resumes_to_itself(trained, recording, capsys):
@@ -74,7 +97,59 @@ def test_a_finished_run_resumes_to_itself(trained, recording, capsys):
     assert "resumed after epoch 2" in capsys.readouterr().out
 
 
-def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    """Two waves side by side."""
+    noise = np.random.default_rng(2).normal(0, 0.05, (LENGTH, 2))
+    lines = ["time,left,right"]
+    for t in range(LENGTH):
+        left, right = math.sin(2 * math.pi * t / 24) + noise[t, 0], math.cos(2 * math.pi * t / 24) + noise[t, 1]
+        lines.append(f"2026-01-01T{t // 60:02d}:{t % 60:02d}:00Z,{left:.4f},{right:.4f}")
+    path = tmp_path_factory.mktemp("recordings") / "pair.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_two_processes_learn_what_one_does(pair, tmp_path):
+    """Under torchrun, over gloo: the same losses, with dropout and with a last batch too small for two to share."""
+    words = [*TINY, "--scope", "stream", "--dropout", "0.2", "--segment", "30", "--batch", "7", "--device", "cpu"]
+    assert main(["train", str(pair), "--out", str(tmp_path / "one"), *words]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "pipeline", "train", str(pair), "--out", str(tmp_path / "two"), *words]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("report.html") == 1, "one process speaks"
+    one, two = (json.loads((tmp_path / name / MANIFEST_FILE).read_text())["about"] for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for losses in ("loss_per_epoch", "loss_validation"):
+        # float32 sums in another order, over a dozen steps of Adam
+        np.testing.assert_allclose(one[losses], two[losses], rtol=0, atol=2e-4)
+    networks = [Weights.load(tmp_path / name).network for name in ("one", "two")]
+    for name, tensor in networks[0].items():
+        np.testing.assert_allclose(tensor.numpy(), networks[1][name].numpy(), rtol=0, atol=2e-4, err_msg=name)
+
+
+def test_a_profile_chooses_how_features_are_seen(pair, tmp_path):
+    """``scope = "stream"``: training makes one predictor of all features, serving takes it and refuses any other."""
+    settings = tmp_path / "tidewatch.toml"
+    settings.write_text(
+        '[profiles.pair]\ntopics = ["pairs"]\nfeatures = ["left", "right"]\ninterval_s = 60\nscope = "stream"\n'
+        'alarm_budget = "1 per day"\n'
+    )
+    words = ["--settings", str(settings), "--profile", "pair", "--out", str(tmp_path / "out")]
+    assert main(["train", str(pair), *words, *TINY]) == 0
+    assert Weights.load(tmp_path / "out").predictor == PredictorConfig("rnn", 6, scope="stream", features=2)
+    profile = Settings.load(settings).profiles["pair"]
+    with pytest.raises(VersionError, match="train one that sees all features at once"):
+        Offline("pair", profile)
+    offline = Offline("pair", profile.model_copy(update={"predictor": str(tmp_path / "out")}))
+    (stream,) = load_streams([pair], Chosen())
+    scores = np.concatenate([s.score for absorbed in offline.score_streams([stream]) for s in absorbed.scores])
+    assert len(scores) == LENGTH
+    assert np.isfinite(scores).all()
+
+
+def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch, capsys):
     """Training must not change what a running worker serves: that is a decision of its own."""
     monkeypatch.chdir(tmp_path)
     settings = tmp_path / "tidewatch.toml"
@@ -88,6 +163,7 @@ def test_a_version_is_published_but_not_served(recording, tmp_path, monkeypatch)
     (version,) = registry.versions("pump")
     assert registry.load("pump", version)[0].fingerprint() == Weights.load(tmp_path / "out").fingerprint()
     assert registry.current("pump") is None
+    assert "of another shape" in capsys.readouterr().out
 
 
 def test_a_search_chooses_by_the_validation_part(recording, tmp_path, capsys):
@@ -103,14 +179,32 @@ def test_a_search_chooses_by_the_validation_part(recording, tmp_path, capsys):
     assert recipe["l2"] > 0
 
 
+def test_a_search_gives_up_what_falls_behind():
+    """Pruning: a trial that is worse than half of the others at the same epoch costs no further epochs."""
+    t = torch.arange(LENGTH)
+    values = torch.sin(2 * math.pi * t / 24).unsqueeze(1) + 0.05 * torch.randn(
+        LENGTH, 1, generator=torch.Generator().manual_seed(1)
+    )
+    course = course_of([Series("s", 60_000 * t, values, 60.0, has_clock=False)], "feature", Plan(segment=120))
+    heard: list[Trial] = []
+    recipe = Recipe(epochs=4, rate=0.1, batch=4)
+    predictor, found = search(PredictorConfig("rnn", hidden=4), recipe, course, 12, ALONE, heard.append)
+    cut, ended = ([trial for trial in heard if trial.is_cut == is_cut] for is_cut in (True, False))
+    assert len(cut) >= 3
+    assert all(2 <= trial.epochs < 4 for trial in cut)
+    best = min(ended, key=lambda trial: trial.loss)
+    assert (predictor.hidden, found.rate) == (best.options["hidden"], best.options["rate"])
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         (["--layers", "5"], "1 to 4 layers"),
         (["--dropout", "1"], "--dropout"),
         (["--train", "0.9", "--validation", "0.2"], "must leave"),
-        (["--resume"], "not a checkpoint"),
+        (["--resume"], "no run to go on with"),
         (["--search", "2", "--resume"], "--search"),
+        (["--publish"], "no profile there fits"),
         (["--rate", "1e38", "--optimiser", "sgd", "--gradient-norm", "1e30"], "diverged"),
     ],
 )

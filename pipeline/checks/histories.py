@@ -1,0 +1,61 @@
+"""Whether the versions that a replay would need can still be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.checks.finding import Finding, ok, problem, warning
+from pipeline.errors import DecodeError, TidewatchError, VersionError
+from pipeline.partition import from_offset
+from pipeline.registry import Registry
+from pipeline.settings import Settings
+from pipeline.sources.base import CommittedOffset
+from pipeline.versions_in_use import Offsets
+
+SUBJECT = "history"
+
+
+def check_histories(settings: Settings, cluster: Offsets) -> Iterator[Finding]:
+    """Versions that the group's committed offsets name: a replay scores each record with the one that scored it first.
+
+    Nothing is said of a group that has committed nothing yet.
+    """
+    registry = Registry(settings.registry.folder)
+    try:
+        offsets = cluster.committed(settings.kafka.group)
+    except TidewatchError as exc:
+        yield problem(SUBJECT, f"what group {settings.kafka.group!r} committed cannot be read: {exc}")
+        return
+    for name, profile in settings.profiles.items():
+        mine = [offset for partition, offset in offsets.items() if partition.topic in profile.topics]
+        if mine:
+            yield from _check_history(name, mine, registry)
+
+
+def _check_history(name: str, offsets: Sequence[CommittedOffset], registry: Registry) -> Iterator[Finding]:
+    named: set[str] = set()
+    for offset in offsets:
+        try:
+            named.update(version for _, version in from_offset(offset).history)
+        except DecodeError as exc:
+            yield warning(SUBJECT, f"{name}: {exc}: such partitions begin anew; does another program use this group?")
+    gone, refused = sorted(named - set(registry.versions(name))), []
+    for version in sorted(named.difference(gone)):
+        try:
+            registry.load(name, version)
+        except VersionError as exc:
+            refused.append(str(exc))
+    if gone:
+        yield problem(
+            SUBJECT,
+            f"{name}: records that may have to be folded again were scored by versions that are not there: "
+            f"{', '.join(gone)}. Is registry.folder the workers' one? Else streams lose their past",
+        )
+    if refused:
+        yield warning(
+            SUBJECT,
+            f"{name}: what these versions scored cannot be folded again, so streams of partitions that did not stop "
+            "cleanly warm up once more:\n" + "\n".join(refused),
+        )
+    if named and not gone and not refused:
+        yield ok(SUBJECT, f"{name}: {len(offsets)} partitions committed; every version they name is there")
