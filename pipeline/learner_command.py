@@ -143,4 +143,4 @@ def _learn(
             health.set_ready(True, "learning")
             for name, course in courses.items():
                 metrics.show(name, course.status(), learner.lag[name])
-        learner.commit()
+        learner.stop()

@@ -113,7 +113,7 @@ def _summary(registry: Registry, profile: str, version: str) -> dict[str, Any]:
         "state": " ".join(states),
         "made_by": about.get("made_by", "pretraining" if "seed" in about else ""),
         "parent": about.get("parent", ""),
-        "loss": about.get("loss_held_out", ""),
+        "loss": about.get("loss_progressive", about.get("loss_held_out", "")),
         "layout": RowLayout(fold, weights.predictor).id,
     }
 

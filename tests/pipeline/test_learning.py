@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.errors import BrokerAway
 from pipeline.learning.budget import Budget
 from pipeline.learning.course import Course
 from pipeline.learning.cutting import Cutter, Stretch
-from pipeline.learning.follow import followed
+from pipeline.learning.follow import Following
 from pipeline.learning.gate import ANOMALOUS, CLOSED, IMPUTED, NORMAL, WARMING_UP, Gate
 from pipeline.learning.reservoir import Reservoir
 from pipeline.learning.trial import Trial, Verdict
@@ -121,6 +122,42 @@ def test_a_slow_drift_keeps_teaching(stream: Judged) -> None:
     assert {stream.say(level=0.05 * k)[0] for k in range(100)} == {NORMAL}
 
 
+def test_a_restart_in_the_middle_of_a_fault_does_not_take_the_fault_for_health(stream: Judged) -> None:
+    """A learner that starts has seen nothing but the fault: what it knew before must outlive it."""
+    assert stream.say(level=9.0, anomalous=3) == [ANOMALOUS]
+    assert stream.say(level=9.0) == [CLOSED]
+    kept = json.loads(json.dumps(stream.gate.memory()))
+    stream.gate = Gate(1.5 * 86_400, 0.1)
+    stream.gate.restore(kept, 1)
+    stream.gate.doubt_losses()
+    stream.number -= 4
+    assert stream.say(stretches=2) == [NORMAL] * 2, "read again: from before the fault"
+    assert stream.say(level=9.0, stretches=2) == [CLOSED] * 2, "read again: the fault"
+    assert stream.say(level=9.0, stretches=2) == [CLOSED] * 2
+    assert stream.say() == [NORMAL], "over"
+
+
+def test_a_lasting_change_is_learned_though_the_learner_restarts_again_and_again(stream: Judged) -> None:
+    """What outlives a restart is the closure with its beginning, not a new one each time."""
+    found = []
+    for _ in range(30):
+        found += stream.say(level=9.0)
+        kept = json.loads(json.dumps(stream.gate.memory()))
+        stream.gate = Gate(1.5 * 86_400, 0.1)
+        stream.gate.restore(kept, 1)
+    assert NORMAL in found
+    assert 1.5 * DAY_MS <= (found.index(NORMAL) + 1) * STRETCH_MS <= 3.5 * DAY_MS
+
+
+@pytest.mark.parametrize(
+    "memory", [{"s": 1}, {"s": [[], 0, None, 0, False]}, [], {"s": [[[9, [1, 2], [1, 2]]] * 3, 0, None, 0, 0]}]
+)
+def test_foreign_memory_is_refused(memory: Any) -> None:
+    """Half a memory would compare streams with nonsense."""
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        Gate(1.0, 0.1).restore(memory, 1)
+
+
 # ---------------------------------------------------------------- what is kept
 
 
@@ -205,14 +242,38 @@ def test_a_pause_ends_a_stretch_and_late_observations_are_not_in_it() -> None:
     assert made.values[:, 0].tolist() == list(range(4, 36))
 
 
+def _named(names: Sequence[str], begin: int = 0) -> Windows:
+    return _windows(names, np.zeros((len(names), 4, 1)), begin)
+
+
 def test_only_so_many_streams_are_followed_and_forgotten_ones_make_room() -> None:
     """The learner's memory is bounded; a sample is enough for weights that all share."""
-    names: set[str] = set()
-    windows = _windows(["a", "b", "c"], np.zeros((3, 4, 1)), 0)
-    assert followed(windows, names, 2).stream_ids == ["a", "b"]
+    following = Following(2, DAY_MS)
+    windows = _named(["a", "b", "c"])
+    chosen, given_up = following.choose(windows)
+    assert (chosen.stream_ids, given_up) == (["a", "b"], [])
     windows.control[0] = CONTROL_FORGET
-    assert followed(windows, names, 2).stream_ids == ["a", "b"]
-    assert followed(_windows(["c"], np.zeros((1, 4, 1)), 4), names, 2).stream_ids == ["c"]
+    chosen, given_up = following.choose(windows)
+    assert (chosen.stream_ids, given_up) == (["b", "c"], ["a"])
+
+
+def test_streams_that_ended_make_room_for_new_ones() -> None:
+    """Machines are replaced: a learner that follows only those of its first day would learn from nobody."""
+    following = Following(2, DAY_MS)
+    following.choose(_named(["a", "b"]))
+    assert following.choose(_named(["c"], 100))[0].stream_ids == [], "within a day nobody has ended"
+    following.choose(_named(["b"], 140))
+    chosen, given_up = following.choose(_named(["b", "c", "d"], 150))
+    assert (chosen.stream_ids, given_up) == (["b", "c"], ["a"])
+    assert len(following) == 2
+
+
+def test_reservoir_of_many_strata_that_come_and_go_stays_bounded() -> None:
+    """A name costs memory, too."""
+    reservoir: Reservoir[int] = Reservoir(5, seed=1)
+    for k in range(100):
+        reservoir.add(f"s{k}", k)
+    assert len(reservoir.strata()) == len(reservoir) == 5
 
 
 def test_learning_takes_no_more_than_its_share() -> None:
@@ -328,7 +389,9 @@ class Family:
         """A learner that has just started."""
         return Course("p", self.profile, self.registry, self.rules, lambda: START_MS, live_versions=set, renew=_quickly)
 
-    def live(self, kind: str, stretches: int, faulty: Sequence[int] = ()) -> None:
+    def live(
+        self, kind: str, stretches: int, faulty: Sequence[int] = (), names: Sequence[str] = ("s0", "s1", "s2", "s3")
+    ) -> None:
         """Let time pass."""
         for _ in range(stretches):
             t = np.arange(self.at, self.at + LENGTH)
@@ -340,7 +403,7 @@ class Family:
             else:
                 values = 1.3 * np.sign(np.sin(2 * np.pi * t / 22 + phase)) + 0.02 * noise
             values[list(faulty)] += 25.0
-            self.course.absorb(HERE, _windows(["s0", "s1", "s2", "s3"], values[..., None], self.at, self.offset))
+            self.course.absorb(HERE, _windows(names, values[..., None], self.at, self.offset))
             self.at, self.offset = self.at + LENGTH, self.offset + 4
             while self.course.wants_to_study():
                 self.course.study()
@@ -394,6 +457,35 @@ def test_an_ongoing_fault_teaches_nothing(tmp_path: Path) -> None:
     status = family.course.status()
     assert status.closed == 1
     assert status.stretches == taught + 3 * 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_restarted_learner_still_knows_what_its_streams_were(tmp_path: Path) -> None:
+    """The whole course: kept beside the versions, read again, and the fault goes on teaching nothing."""
+    family = Family(tmp_path)
+    family.live("waves", 13)
+    family.live("waves", 1, faulty=[2])
+    family.course.remember()
+    family.course = family.begun()
+    family.live("waves", 4, faulty=[2])
+    status = family.course.status()
+    assert status.judged["warming up"] == 4 * 4, "rows begin anew"
+    family.live("waves", 1, faulty=[2])
+    assert family.course.status().stretches == 3
+    assert family.course.status().closed == 1
+
+
+def test_streams_come_and_go_beyond_the_limit(tmp_path: Path) -> None:
+    """Machines are replaced for years; the learner neither runs full nor stops following."""
+    family = Family(tmp_path)
+    family.rules = family.rules.model_copy(update={"max_streams": 4})
+    family.course = family.begun()
+    for number in range(3):
+        family.live("waves", 2, names=[f"generation-{number}-{k}" for k in range(4)])
+        assert family.course.status().streams == 4
+        family.at += 8 * 144
+    assert family.course.status().judged["warming up"] == 3 * 2 * 4
 
 
 @pytest.mark.slow
