@@ -462,6 +462,10 @@ class Course:
             self.name, Decision(self._wall_ms(), event, version, BY, parent, reason, dict(figures or {}))
         )
 
+    def kept(self) -> dict[str, int]:
+        """How many stretches of each stream are kept for rehearsal."""
+        return self._reservoir.strata()
+
     def latest(self, count: int) -> list[float]:
         """The serving version's losses on the latest stretches, whatever they were."""
         return list(self._latest)[-count:]
