@@ -424,7 +424,12 @@ def test_learned_weights_are_tried_promoted_and_rolled_back(tmp_path: Path) -> N
     promoted = family.registry.history("p")[1]
     assert promoted.parent == family.first
     assert promoted.figures["gain"] >= family.rules.margin
-    assert family.registry.load("p", promoted.version)[0].manifest["parent"] == family.first
+    about = family.registry.load("p", promoted.version)[0].manifest
+    assert about["parent"] == family.first
+    assert about["loss_progressive"] < about["loss_of_parent"]
+    assert about["data_from"].startswith("2023-11-1")
+    assert about["data_from"] < about["data_to"]
+    assert {"made_at", "streams", "updates", "learning", "row_layout", "code_version"} <= set(about)
 
 
 @pytest.mark.slow
