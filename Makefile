@@ -11,12 +11,15 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-learning test check integration gpu bench up replay
+.PHONY: help setup demo demo-learning test check integration gpu bench bench-learner up replay
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## install everything into .venv (PyTorch brings about 3 GB of CUDA libraries; TORCH=cpu leaves them out)
+setbench-learner: $(READY)  ## what a learner beside it costs the worker: throughput and latency
+	@$(RUN)python -m pipeline.bench.learner
+
+up: $(READY)  ## install everything into .venv (PyTorch brings about 3 GB of CUDA libraries; TORCH=cpu leaves them out)
 
 demo: $(READY)  ## the main job on this machine: embedded Kafka and Redis, a replay, alerts as they open
 	@$(RUN)tidewatch demo
@@ -41,6 +44,9 @@ gpu: $(READY)  ## the tests that need a CUDA device
 
 bench: $(READY)  ## what this machine can do: engine, network, whole path
 	@$(RUN)tidewatch bench --quick --json runs/bench.json
+
+bench-learner: $(READY)  ## what a learner beside it costs the worker: throughput and latency
+	@$(RUN)python -m pipeline.bench.learner
 
 up: $(READY)  ## a real Kafka and Redis on this machine until Ctrl-C
 	@$(RUN)tidewatch servers

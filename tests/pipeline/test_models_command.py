@@ -185,7 +185,9 @@ def test_a_version_of_another_row_layout_is_refused_and_published_anew(
     code, _, error = command("show", old)
     assert code == 2
     assert "models import" in error
-    assert {row["version"]: row["state"] for row in json.loads(command("list", "--json")[1])}[old] == "other layout"
+    assert {row["version"]: row["state"] for row in json.loads(command("list", "--json")[1])}[
+        old
+    ] == "served other layout"
     assert registry.ensure("p", str(_folder_of(tiny_weights(0), tmp_path)), FOLD) == second, "the same weights"
     assert registry.current("p") == second
     assert registry.load("p", second)[0].manifest["code_version"] == __version__
