@@ -339,14 +339,19 @@ class Course:
             return
         before = self._serving
         if self._other is not None and current == self._other.version:
-            self._serving = self._other
+            self._follow(self._other)
         else:
-            self._serving = self._shadow(current)
+            self._follow(self._shadow(current))
             self._serving.begin_like(before, self._hidden)
             self._pupil = self._new_pupil(self._serving.weights)
         self._note("abandoned" if self._trial else "held", current, before.version, "another version is served")
         self._end_trial()
+
+    def _follow(self, shadow: Shadow) -> None:
+        """Another version serves: what the one before it lost is no measure any more."""
+        self._serving = shadow
         self._gate.doubt_losses()
+        self._drift.reset()
 
     def _propose(self) -> None:
         """Make a candidate where progressive validation says that learning helped, or where it was asked for."""
@@ -412,9 +417,10 @@ class Course:
         # Noted first: a promotion without a note would have no probation after a crash.
         self._note("promoted", candidate, parent, "predicts better, and raises no more alarms", figures)
         self._registry.serve(self.name, candidate)
-        self._serving, self._other = self._other, self._serving
+        before = self._serving
+        self._follow(self._other)
+        self._other = before
         self._begin_trial("probation", candidate, parent)
-        self._gate.doubt_losses()
         self._progress.clear()
         self._harder = 0
 
@@ -432,9 +438,8 @@ class Course:
         else:
             self._registry.serve(self.name, parent)
             self._note("rolled back", version, parent, verdict.value, figures)
-            self._serving = self._other
+            self._follow(self._other)
             self._pupil = self._new_pupil(self._serving.weights)
-            self._gate.doubt_losses()
         self._end_trial()
 
     def _begin_trial(self, phase: str, challenger: str, incumbent: str) -> None:

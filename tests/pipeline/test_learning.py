@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from models.calibration import Effort
-from models.learner import Learned
+from models.learner import Learned, UpdateReport
 from models.pretrained import Weights
 from models.training import Lessons
 from pipeline.errors import BrokerAway
-from pipeline.learning.budget import Budget
 from pipeline.learning.course import Course
 from pipeline.learning.cutting import Cutter, Stretch
 from pipeline.learning.follow import Following
 from pipeline.learning.gate import ANOMALOUS, CLOSED, IMPUTED, NORMAL, WARMING_UP, Gate
+from pipeline.learning.learner import Learner
 from pipeline.learning.reservoir import Reservoir
 from pipeline.learning.trial import Trial, Verdict
 from pipeline.partition import to_offset
@@ -276,18 +276,39 @@ def test_reservoir_of_many_strata_that_come_and_go_stays_bounded() -> None:
     assert len(reservoir.strata()) == len(reservoir) == 5
 
 
-def test_learning_takes_no_more_than_its_share() -> None:
-    """The learner never slows serving: on a shared machine it gets what was agreed."""
+class Diligent:
+    """A course that always wants to study, 0.4 s at a time."""
+
+    def __init__(self, clock: FakeClock, is_drifting: bool) -> None:
+        self.clock, self.is_drifting, self.spent_s = clock, is_drifting, 0.0
+
+    def wants_to_study(self) -> bool:
+        return True
+
+    def study(self) -> UpdateReport:
+        self.clock.advance(0.4)
+        self.spent_s += 0.4
+        return UpdateReport(1.0, 1.0, 0, 0.0, 0)
+
+    def decide(self) -> None:
+        """Nothing to decide."""
+
+    def remember(self) -> None:
+        """Nothing to keep."""
+
+
+@pytest.mark.parametrize(("is_drifting", "share"), [(False, 0.25), (True, 0.75)])
+def test_learning_takes_its_share_of_a_core_and_more_while_the_family_drifts(is_drifting: bool, share: float) -> None:
+    """The learner never slows serving: on a shared machine it gets what was agreed, and works harder when it must."""
     clock = FakeClock()
-    budget, spent = Budget(clock.monotonic), 0.0
+    course = Diligent(clock, is_drifting)
+    learner = Learner([], {"p": course}, None, None, clock, 0.25, 0.75)  # type: ignore[dict-item, arg-type]
     begin = clock.now_s
-    for _ in range(1000):
-        clock.advance(0.1)
-        budget.earn(0.25)
-        if budget.is_left:
-            budget.spend(0.4)
-            spent += 0.4
-    assert spent <= 0.25 * (clock.now_s - begin) + 2
+    for _ in range(2000):
+        clock.advance(0.1)  # reading and waiting
+        learner.step()
+    agreed_s = share * (clock.now_s - begin)
+    assert 0.95 * agreed_s < course.spent_s < agreed_s + 2.0
 
 
 # ---------------------------------------------------------------- when a version changes
@@ -491,6 +512,22 @@ def test_streams_come_and_go_beyond_the_limit(tmp_path: Path) -> None:
         assert family.course.status().streams == 4
         family.at += 8 * 144
     assert family.course.status().judged["warming up"] == 3 * 2 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_family_that_moves_is_noticed_and_studied_harder(tmp_path: Path) -> None:
+    """river's word on the losses: noted with its figures, and more is learned from each stretch until caught up."""
+    family = Family(tmp_path)
+    family.live("waves", 24)
+    assert "promoted" in family.events(), "it serves what it learned of the waves"
+    assert "drift" not in family.events()
+    status = family.course.status()
+    family.live("squares", 12)
+    drift = next(decision for decision in family.registry.history("p") if decision.event == "drift")
+    assert drift.figures["loss"] > drift.figures["loss_before"]
+    moved = family.course.status()
+    assert moved.updates - status.updates > 1.5 * (moved.stretches - status.stretches)
 
 
 @pytest.mark.slow
