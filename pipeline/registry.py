@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import FoldConfig
-from models.pretrained import BUILTIN, Weights, builtin
+from models.pretrained import BUILTIN, MANIFEST_FILE, Weights, builtin
 from models.row import RowLayout
 from models.step import Scorer
 from pipeline import __version__
@@ -137,7 +137,7 @@ class Registry:
         if not folder.is_dir():
             raise VersionError(f"profile {profile}: no version {version} in {folder.parent}")
         try:
-            weights = Weights.load(folder)
+            weights = _weights_in(folder)
             fold = FoldConfig.from_json((folder / FOLD_FILE).read_text())
         except (OSError, ValueError, TypeError) as exc:
             raise VersionError(f"profile {profile}: version {version} cannot be loaded: {exc}") from exc
@@ -297,7 +297,7 @@ class Registry:
             Files are missing, truncated, damaged, not ours, hold non-finite numbers, or do not fit the profile.
         """
         try:
-            weights = Weights.load(source)
+            weights = _weights_in(source)
             Scorer(weights, fold, "cpu")
         except ValueError as exc:
             raise VersionError(f"cannot be imported for profile {profile}: {exc}") from exc
@@ -341,9 +341,21 @@ def base_weights(predictor: str) -> Weights:
         There are none.
     """
     try:
-        return builtin(predictor) if predictor in BUILTIN else Weights.load(Path(predictor))
+        return builtin(predictor) if predictor in BUILTIN else _weights_in(Path(predictor))
     except ValueError as exc:
         raise VersionError(f"predictor {predictor!r}: {exc}") from exc
+
+
+def _weights_in(folder: Path) -> Weights:
+    """Weights whose pooled tails are numbers, too: they lie in the manifest, which no digest covers."""
+    weights = Weights.load(folder)
+    for kind, tail in asdict(weights.pooled).items():
+        for name, value in tail.items():
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise ValueError(
+                    f"{folder}/{MANIFEST_FILE}: pooled tail {kind}.{name} is {value!r}, no positive number"
+                )
+    return weights
 
 
 def version_name(weights: Weights, fold: FoldConfig) -> str:

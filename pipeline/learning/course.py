@@ -35,7 +35,7 @@ from models.learner import (
 )
 from models.pretrained import Weights
 from models.training import Lessons
-from pipeline.errors import VersionError
+from pipeline.errors import CannotLearnError, VersionError
 from pipeline.learning.cutting import Cutter, Stretch
 from pipeline.learning.follow import Following
 from pipeline.learning.gate import CLOSED, NORMAL, WARMING_UP, Gate
@@ -105,8 +105,10 @@ class Course:
 
     Raises
     ------
+    CannotLearnError
+        The predictor sees all features at once, or has nothing to learn.
     VersionError
-        What is served cannot be loaded, or cannot learn.
+        What is served cannot be loaded.
     """
 
     def __init__(
@@ -157,11 +159,14 @@ class Course:
         try:
             return Shadow(self.name, self._profile, weights, self._rules.max_streams, self._device)
         except ValueError as exc:
-            raise VersionError(f"profile {self.name}: version {version} cannot learn: {exc}") from exc
+            raise CannotLearnError(f"profile {self.name}: version {version} cannot learn: {exc}") from exc
 
     def _new_pupil(self, weights: Weights) -> Pupil:
         rules = self._rules
-        return Pupil(weights, self._device, rules.rate, min(64, rules.stretch), rules.gradient_norm)
+        try:
+            return Pupil(weights, self._device, rules.rate, min(64, rules.stretch), rules.gradient_norm)
+        except ValueError as exc:
+            raise CannotLearnError(f"profile {self.name}: its predictor has nothing to learn: {exc}") from exc
 
     def remember(self) -> None:
         """Keep what must outlive a restart: else a fault that is going on would be all that streams are known by."""

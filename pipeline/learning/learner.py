@@ -112,6 +112,7 @@ class Learner:
             self._decide_due_s = now + DECIDE_S
             for course in self.courses.values():
                 course.decide()
+            self._budget.spend(self._clock.monotonic() - now)  # the pooled tails of a candidate take a while
         if now >= self._lag_due_s:
             self._lag_due_s = now + LAG_S
             self.lag = dict.fromkeys(self.courses, 0)

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from models.calibration import Effort
+from models.config import PredictorConfig
 from models.learner import Learned, UpdateReport
 from models.pretrained import Weights
 from models.training import Lessons
-from pipeline.errors import BrokerAway
+from pipeline.errors import BrokerAway, CannotLearnError, ConfigurationError
+from pipeline.learner_command import build_courses
 from pipeline.learning.course import Course
 from pipeline.learning.cutting import Cutter, Stretch
 from pipeline.learning.follow import Following
@@ -27,8 +29,10 @@ from pipeline.learning.trial import Trial, Verdict
 from pipeline.partition import to_offset
 from pipeline.records import CONTROL_FORGET, Committed, Partition, Scores, Windows
 from pipeline.registry import Decision, Registry
+from pipeline.settings import Engine, Profile, Settings
 from pipeline.settings import Learner as Rules
-from pipeline.settings import Profile
+from pipeline.settings import Registry as Place
+from pipeline.topics.kafka import Cluster
 from pipeline.versions_in_use import versions_in_use
 from tests.builders import START_MS, FakeClock, make_profile, tiny_weights
 
@@ -280,7 +284,7 @@ class Diligent:
     """A course that always wants to study, 0.4 s at a time."""
 
     def __init__(self, clock: FakeClock, is_drifting: bool) -> None:
-        self.clock, self.is_drifting, self.spent_s = clock, is_drifting, 0.0
+        self.clock, self.is_drifting, self.spent_s, self.decisions = clock, is_drifting, 0.0, 0
 
     def wants_to_study(self) -> bool:
         return True
@@ -291,7 +295,11 @@ class Diligent:
         return UpdateReport(1.0, 1.0, 0, 0.0, 0)
 
     def decide(self) -> None:
-        """Nothing to decide."""
+        """A candidate now and then, which takes a while."""
+        self.decisions += 1
+        if self.decisions % 50 == 0:
+            self.clock.advance(5.0)
+            self.spent_s += 5.0
 
     def remember(self) -> None:
         """Nothing to keep."""
@@ -512,6 +520,33 @@ def test_streams_come_and_go_beyond_the_limit(tmp_path: Path) -> None:
         assert family.course.status().streams == 4
         family.at += 8 * 144
     assert family.course.status().judged["warming up"] == 3 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    "predictor", [PredictorConfig("naive", hidden=1), PredictorConfig(hidden=4, scope="stream", features=1)]
+)
+def test_a_predictor_that_cannot_learn_is_left_to_serve(tmp_path: Path, predictor: PredictorConfig) -> None:
+    """One profile of last values must not keep the learner from all others, and says why it stays as it is."""
+    profile = make_profile(interval_s=600, light=True, clock=False)
+    registry = Registry(tmp_path)
+    registry.serve("p", registry.publish("p", Weights.random(predictor, 1), profile.fold()))
+    with pytest.raises(CannotLearnError, match="learn"):
+        Course("p", profile, registry, Family.rules, lambda: START_MS)
+
+
+def test_profiles_that_cannot_learn_keep_nobody_from_learning(tmp_path: Path) -> None:
+    """The command follows those that can, and ends with a reason only where none can."""
+    Weights.random(PredictorConfig("naive", hidden=1), 1).save(tmp_path / "naive")
+    tiny_weights(1).save(tmp_path / "tiny")
+    profiles = {
+        name: make_profile(topics=[name], predictor=str(tmp_path / name), light=True) for name in ("naive", "tiny")
+    }
+    cluster = Cluster("127.0.0.1:1")
+    settings = Settings(registry=Place(folder=tmp_path / "registry"), engine=Engine(device="cpu"), profiles=profiles)
+    assert set(build_courses(settings, cluster)) == {"tiny"}
+    none = settings.model_copy(update={"profiles": {"naive": profiles["naive"]}})
+    with pytest.raises(ConfigurationError, match="none of the profiles"):
+        build_courses(none, cluster)
 
 
 @pytest.mark.slow

@@ -137,7 +137,40 @@ def _other_architecture(folder: Path) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("damage", [_truncated, _foreign, _not_finite, _other_architecture])
+def _other_family(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["predictor"]["cell"] = "lstm"
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+
+
+def _tails_not_finite(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["pooled"]["level"]["beta"] = float("nan")
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+
+
+def _preconditioner_not_finite(folder: Path) -> None:
+    weights = tiny_weights(1)
+    replace(weights, P0=torch.full_like(weights.P0, torch.inf)).save(folder)
+
+
+def _empty(folder: Path) -> None:
+    (folder / WEIGHTS_FILE).write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncated,
+        _empty,
+        _foreign,
+        _not_finite,
+        _preconditioner_not_finite,
+        _tails_not_finite,
+        _other_architecture,
+        _other_family,
+    ],
+)
 def test_damaged_or_foreign_files_are_refused(
     command: Command, registry: Registry, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
