@@ -17,7 +17,7 @@ help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setbench-learner: $(READY)  ## what a learner beside it costs the worker: throughput and latency
-	@$(RUN)python -m pipeline.bench.learner
+	@$(RUN)tidewatch bench --learner
 
 up: $(READY)  ## install everything into .venv (PyTorch brings about 3 GB of CUDA libraries; TORCH=cpu leaves them out)
 
@@ -49,7 +49,7 @@ bench: $(READY)  ## what this machine can do: engine, network, whole path
 	@$(RUN)tidewatch bench --quick --json runs/bench.json
 
 bench-learner: $(READY)  ## what a learner beside it costs the worker: throughput and latency
-	@$(RUN)python -m pipeline.bench.learner
+	@$(RUN)tidewatch bench --learner
 
 up: $(READY)  ## a real Kafka and Redis on this machine until Ctrl-C
 	@$(RUN)tidewatch servers

@@ -1,4 +1,4 @@
-"""``make bench-learner``: what a learner beside it costs the worker, in throughput and in latency.
+"""``tidewatch bench --learner``: what a learner beside it costs the worker, in throughput and in latency.
 
 A worker meets a full topic, then a steady flow at half of that rate, by turns with a learner that works as hard as it
 may ever (the share that [learner] drift_cpu_share gives it while a family drifts) and with the same learner held still.
@@ -8,13 +8,12 @@ Both are on this machine, with the embedded Kafka and Redis: where cores are few
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -31,7 +30,7 @@ from pipeline.records import Int64
 from pipeline.registry import Registry
 from pipeline.servers import EmbeddedKafka, EmbeddedRedis, create_topics
 from pipeline.settings import Learner, Settings
-from pipeline.wiring import apply_threads, build_worker
+from pipeline.worker import Worker
 
 STREAMS, LENGTH, PARTITIONS = 1000, 16, 4
 WARM_ROUNDS, ROUNDS, TURNS = 12, 8, 3
@@ -84,11 +83,8 @@ class Rival:
         self._process.wait()
 
 
-def main() -> int:
-    """Measure and print."""
-    console = Console(highlight=False)
-    logging.getLogger("kafka").setLevel(logging.ERROR)
-    apply_threads()
+def beside_a_learner(console: Console, build_worker: Callable[[Settings], Worker]) -> int:
+    """Measure and print; returns the exit code."""
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="tidewatch-bench-")))
         redis = opened.enter_context(EmbeddedRedis(folder / "redis"))
@@ -98,7 +94,7 @@ def main() -> int:
         place = folder / "bench.toml"
         place.write_text(_settings_text(kafka.address, redis.address, folder, redis.port + 1))
         settings = Settings.load(place)
-        worker = build_worker(settings, lambda stats: None)
+        worker = build_worker(settings)
         opened.callback(worker.stop)
         measured = _Measured(Drive(worker), kafka.address, Traffic(STREAMS, LENGTH, PARTITIONS))
         measured.warm_up()
@@ -190,7 +186,3 @@ def _settings_text(kafka: str, redis: str, folder: Path, port: int) -> str:
         interval_s = {INTERVAL_MS / 1000}
         evidence = "single"
         """
-
-
-if __name__ == "__main__":
-    sys.exit(main())
