@@ -145,10 +145,11 @@ def test_a_version_that_this_release_refuses_ends_with_its_rows_and_says_so() ->
 
 
 def test_records_of_a_refused_version_that_must_be_replayed_are_said_aloud() -> None:
-    """Rule 22: what was committed and not saved cannot be folded again without its version."""
-    world = _world(pace=Pace(group=GROUP, max_poll_records=16, save_interval_s=1e6))
+    """Rule 22: what was committed and is not in a saved row cannot be folded again without its version."""
+    world = _world()
     world.produce("s", make_series(3, 160))
     _finished(world)._source.expel()
+    world.store.wipe()
     world.seeds, world.target = {VERSION_B: 1}, VERSION_B
     world.produce("s", make_series(4, 160), start_ms=START_MS + 160 * INTERVAL_MS)
     _finished(world).stop()
