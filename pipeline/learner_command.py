@@ -35,7 +35,8 @@ from pipeline.wiring import build_cluster, build_messages, choose_device
 logger = logging.getLogger(__name__)
 
 RETRY_S = 2.0
-NICENESS = 10
+NICENESS = 19
+"""The most polite: beside a worker that needs all cores it gets a hundredth of one."""
 BUSY_S = 900.0
 """The pooled tails of a candidate take a while, in which nothing is heard of the learner."""
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.__main__ import main
 from pipeline.registry import Registry
 from pipeline.servers import create_topics
 from pipeline.topics.kafka import Cluster
@@ -169,3 +170,11 @@ def test_the_commands_learn_promote_and_go_on_after_a_restart(
     parent, _ = site.registry.load("p", str(promoted.parent))
     assert not np.array_equal(weights.P0.numpy(), parent.P0.numpy())
     assert weights.pooled != parent.pooled
+
+
+def test_bench_measures_a_worker_with_and_without_a_learner(capsys: pytest.CaptureFixture[str]) -> None:
+    """ "Never slows serving" is a figure that anybody can take; which one depends on the machine and is not judged."""
+    assert main(["bench", "--learner"]) == 0
+    said = capsys.readouterr().out
+    for what in ("alone ", "beside a learner ", "throughput beside a learner over alone: ", "updates in"):
+        assert what in said
