@@ -173,7 +173,7 @@ def test_the_commands_learn_promote_and_go_on_after_a_restart(
 
 
 def test_bench_measures_a_worker_with_and_without_a_learner(capsys: pytest.CaptureFixture[str]) -> None:
-    """ "Never slows serving" is a figure that anybody can take; which one depends on the machine and is not judged."""
+    """That a learner never slows serving is a figure anybody can take; it depends on the machine and is not judged."""
     assert main(["bench", "--learner"]) == 0
     said = capsys.readouterr().out
     for what in ("alone ", "beside a learner ", "throughput beside a learner over alone: ", "updates in"):
