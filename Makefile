@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-learning test check integration gpu bench up replay
+.PHONY: help setup demo demo-learning test test-long check integration gpu bench bench-learner up replay
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,16 +31,22 @@ check: $(READY)  ## format, lint, types, quick tests; under a minute
 	@$(RUN)ruff format --check .
 	@$(RUN)ruff check .
 	@$(RUN)mypy
-	@$(RUN)python -m pytest -q -m "not integration and not slow and not gpu"
+	@$(RUN)python -m pytest -q -m "not integration and not slow and not gpu and not long"
 
 integration: $(READY)  ## the tests that need a real Kafka or Redis
-	@$(RUN)python -m pytest -m "integration and not gpu"
+	@$(RUN)python -m pytest -m "integration and not gpu and not long"
+
+test-long: $(READY)  ## the tests that take minutes
+	@$(RUN)python -m pytest -m "long and not gpu"
 
 gpu: $(READY)  ## the tests that need a CUDA device
 	@$(RUN)python -m pytest -m gpu
 
 bench: $(READY)  ## what this machine can do: engine, network, whole path
 	@$(RUN)tidewatch bench --quick --json runs/bench.json
+
+bench-learner: $(READY)  ## what a learner beside it costs the worker: throughput and latency
+	@$(RUN)tidewatch bench --learner
 
 up: $(READY)  ## a real Kafka and Redis on this machine until Ctrl-C
 	@$(RUN)tidewatch servers

@@ -16,8 +16,8 @@ from river import drift
 
 DetectorKind = Literal["adwin", "page_hinkley"]
 
-LEVEL_WINDOW = 32
-"""Values over which the level before and after a change is averaged."""
+LEVEL_WINDOW, NOW_WINDOW = 32, 4
+"""Values over which the level before a change, and that of the moment, are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class DriftSignal:
     at
         How many values had been seen, this one included.
     before, after
-        The running level, some 32 values wide, and the value of this moment.
+        The running level, some 32 values wide, and that of the moment, some 4 values wide.
     """
 
     at: int
@@ -58,7 +58,7 @@ class DriftDetector:
     def __init__(self, kind: DetectorKind = "adwin", delta: float = 0.002, threshold: float = 3.0) -> None:
         self._kind, self._delta, self._threshold = kind, delta, threshold
         self._detector = self._made()
-        self._level: float | None = None
+        self._level = self._now = math.nan
         self._seen = 0
 
     def _made(self) -> Any:
@@ -71,15 +71,17 @@ class DriftDetector:
         """Take one value; returns a signal where the level is found to have changed. NaN and infinity are no values."""
         if not math.isfinite(value):
             return None
-        before = value if self._level is None else self._level
+        before = self._level if self._seen else value
+        now = self._now if self._seen else value
         self._seen += 1
         self._level = before + (value - before) / min(self._seen, LEVEL_WINDOW)
+        self._now = now + (value - now) / min(self._seen, NOW_WINDOW)
         self._detector.update(value)
         if not self._detector.drift_detected:
             return None
-        self._level = value
-        return DriftSignal(self._seen, before, value)
+        self._level = self._now
+        return DriftSignal(self._seen, before, self._now)
 
     def reset(self) -> None:
         """Forget everything."""
-        self._detector, self._level, self._seen = self._made(), None, 0
+        self._detector, self._level, self._now, self._seen = self._made(), math.nan, math.nan, 0

@@ -47,6 +47,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pipeline.bench.engine import NaiveNetwork, compute_rates
 from pipeline.bench.kafka import fill, offering, plain_messages, remove, timestamps_ms
+from pipeline.bench.learner import beside_a_learner
 from pipeline.bench.naive import NaiveLoop
 from pipeline.bench.path import Drive, Ends, PathRate, latencies_ms, read_rate
 from pipeline.bench.redis import RedisHiddenStates, forget
@@ -72,6 +73,7 @@ EXAMPLES = """\
 examples:
   tidewatch bench --quick
   tidewatch bench --quick --json runs/bench.json
+  tidewatch bench --learner
 """
 
 LENGTHS = (1, 16)
@@ -110,6 +112,9 @@ THOROUGH = Effort(10_000, 20.0, 40.0, 30.0, 10.0, 15.0, 2, 1_500_000)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("--quick", action="store_true", help="under three minutes on two cores instead of about ten")
+    parser.add_argument(
+        "--learner", action="store_true", help="only what a learner beside it costs the worker, on embedded servers"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.add_argument("--settings", type=Path, help="TOML file with [kafka], [redis] and [engine]")
     parser.add_argument("--streams", type=int, help=f"number of streams (default: {QUICK.streams})")
@@ -117,6 +122,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, show, write; returns the exit code."""
+    if args.learner:
+        logging.getLogger("kafka").setLevel(logging.ERROR)
+        apply_threads()
+        return beside_a_learner(Console(highlight=False), lambda settings: build_worker(settings, _nobody))
     effort = QUICK if args.quick else THOROUGH
     if args.streams is not None:
         effort = replace(effort, streams=args.streams)

@@ -90,3 +90,7 @@ class ConfigurationError(TidewatchError):
 
 class VersionError(ConfigurationError):
     """A model version is missing, damaged, or made for something else."""
+
+
+class CannotLearnError(VersionError):
+    """A profile's predictor cannot learn while it runs; it serves as it is."""

@@ -18,7 +18,7 @@ import torch
 
 from models.learner import renewed
 from pipeline.clock import SystemClock
-from pipeline.errors import TransientError
+from pipeline.errors import CannotLearnError, ConfigurationError, TransientError
 from pipeline.health import Health
 from pipeline.learning.course import Course, Renew
 from pipeline.learning.learner import Learner, Reading
@@ -35,7 +35,8 @@ from pipeline.wiring import build_cluster, build_messages, choose_device
 logger = logging.getLogger(__name__)
 
 RETRY_S = 2.0
-NICENESS = 10
+NICENESS = 19
+"""The most polite: beside a worker that needs all cores it gets a hundredth of one."""
 BUSY_S = 900.0
 """The pooled tails of a candidate take a while, in which nothing is heard of the learner."""
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Learn until SIGTERM or Ctrl-C; Kafka may come and go."""
     settings = Settings.load(args.settings)
     stopping = Stopping("keeping the position")
-    torch.set_num_threads(settings.engine.threads or 1)
+    torch.set_num_threads(1)  # its share is of one core
     os.nice(NICENESS)
     metrics = LearnerMetrics()
     with Health(settings.http.host, settings.http.port, metrics.registry, max_silence_s=BUSY_S) as health:
@@ -69,23 +70,36 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build_courses(settings: Settings, cluster: Cluster, renew: Renew = renewed) -> dict[str, Course]:
-    """A course for each profile, its first version published where no worker has done it."""
+    """A course for each profile that can learn, its first version published where no worker has done it.
+
+    Raises
+    ------
+    VersionError
+        What a profile serves cannot be loaded.
+    ConfigurationError
+        No profile can learn.
+    """
     registry, clock = Registry(settings.registry.folder), SystemClock()
     device = choose_device(settings.engine.device)
     courses = {}
     for name, profile in settings.profiles.items():
         registry.ensure(name, profile.builtin() or profile.predictor, profile.fold(), profile.scope)
-        courses[name] = Course(
-            name,
-            profile,
-            registry,
-            settings.learner,
-            clock.wall_ms,
-            device,
-            settings.engine.hidden_on_swap,
-            lambda: versions_in_use(cluster, settings.kafka.group),
-            renew,
-        )
+        try:
+            courses[name] = Course(
+                name,
+                profile,
+                registry,
+                settings.learner,
+                clock.wall_ms,
+                device,
+                settings.engine.hidden_on_swap,
+                lambda: versions_in_use(cluster, settings.kafka.group),
+                renew,
+            )
+        except CannotLearnError as error:
+            logger.warning("%s; it serves as it is", error)
+    if not courses:
+        raise ConfigurationError("none of the profiles has a predictor that can learn while it runs")
     return courses
 
 
@@ -104,7 +118,8 @@ def build_learner(
         Bookmark(cluster.options(), f"{settings.kafka.group}-learner", cluster.call_deadline_s)
     )
     since = Instant(clock.wall_ms() - int(rules.lookback_s * 1000))
-    readers = {topic: opened.enter_context(cluster.reader(topic)) for topic in settings.profile_names()}
+    profiles = {topic: profile for topic, profile in settings.profile_names().items() if profile in courses}
+    readers = {topic: opened.enter_context(cluster.reader(topic)) for topic in profiles}
     begins = {topic: reader.at(since) for topic, reader in readers.items()}
     known = bookmark.committed({p: offset for begin in begins.values() for p, offset in begin.items()})
     readings = [
@@ -114,7 +129,7 @@ def build_learner(
             {p: min(offset, known[p]) for p, offset in begins[topic].items()},
             {p: known[p] for p in begins[topic]},
         )
-        for topic, profile in settings.profile_names().items()
+        for topic, profile in profiles.items()
     ]
     return Learner(
         readings,
@@ -143,4 +158,4 @@ def _learn(
             health.set_ready(True, "learning")
             for name, course in courses.items():
                 metrics.show(name, course.status(), learner.lag[name])
-        learner.commit()
+        learner.stop()

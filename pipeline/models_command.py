@@ -125,16 +125,24 @@ def _summary(registry: Registry, profile: str, version: str) -> dict[str, Any]:
     try:
         weights, fold = registry.load(profile, version)
     except VersionError:
-        return {**row, "state": "damaged"}
+        return {**row, "state": " ".join([*states, _why_refused(registry, profile, version)])}
     about = weights.manifest
     return {
         **row,
         "state": " ".join(states),
         "made_by": about.get("made_by", "pretraining" if "seed" in about else ""),
         "parent": about.get("parent", ""),
-        "loss": about.get("loss_held_out", ""),
+        "loss": about.get("loss_progressive", about.get("loss_held_out", "")),
         "layout": RowLayout(fold, weights.predictor).id,
     }
+
+
+def _why_refused(registry: Registry, profile: str, version: str) -> str:
+    try:
+        registry.read(profile, version)
+    except VersionError:
+        return "damaged"
+    return "other layout"
 
 
 def _show(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:

@@ -7,8 +7,11 @@
     <folder>/<profile>/pinned                                   exists while no learner may change that
     <folder>/<profile>/retrain                                  asks a running learner to train harder
     <folder>/<profile>/history.jsonl                            every decision with its figures, oldest first
+    <folder>/<profile>/learner.json                             what a learner knows of its streams over a restart
 
-A version is named by its content: publishing the same weights with the same settings twice is one version.
+A version is named by its content: publishing the same weights with the same settings twice is one version. Its name
+covers the row layout, too (design.md, idea 1): a release that lays rows out otherwise makes a version of its own of
+the same weights, and refuses the older one. docs/versions.md says what goes with what.
 """
 
 from __future__ import annotations
@@ -20,16 +23,22 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from models.compression import Form, form_of, load_weights, save_packed
 from models.config import FoldConfig, Scope
-from models.pretrained import BUILTIN, WEIGHTS_FILE, Weights, builtin
+from models.pretrained import BUILTIN, MANIFEST_FILE, WEIGHTS_FILE, Weights, builtin
+from models.row import RowLayout
 from models.step import Scorer
+from pipeline import __version__
 from pipeline.errors import VersionError
 
 FOLD_FILE = "fold.json"
+ROW_LAYOUT = "row_layout"
+"""Where a version's manifest says how its rows are laid out."""
+
 DRAFTS_LIVE_S = 3600.0
 """Drafts older than this were left by a process that died."""
 
@@ -80,18 +89,28 @@ class Registry:
         ----------
         form
             Store weights that were narrowed to it in fewer bits (:mod:`models.compression`).
+
+        Raises
+        ------
+        VersionError
+            The weights do not fit the settings, or the folder cannot be written.
         """
-        version = version_name(weights, fold)
+        try:
+            version = version_name(weights, fold)
+        except ValueError as exc:
+            raise VersionError(f"profile {profile}: {exc}") from exc
         target = self._version_folder(profile, version)
         if target.exists():
             return version
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.parent / f".{version}.{secrets.token_hex(4)}"
+        ours = {ROW_LAYOUT: _layout(weights, fold), "code_version": __version__}
         try:
+            named = replace(weights, manifest={**weights.manifest, **ours})
             if form is None:
-                weights.save(draft)
+                named.save(draft)
             else:
-                save_packed(weights, draft, form)
+                save_packed(named, draft, form)
             (draft / FOLD_FILE).write_text(fold.to_json() + "\n")
             os.replace(draft, target)
         except OSError as exc:
@@ -106,18 +125,33 @@ class Registry:
         Raises
         ------
         VersionError
-            It is not there, damaged, or its content is not what its name says.
+            It is not there, damaged, not what its name says, or of a release that laid rows out otherwise.
         """
+        weights, fold = self.read(profile, version)
+        made, ours = weights.manifest.get(ROW_LAYOUT), _layout(weights, fold)
+        if made is not None and made != ours:
+            raise VersionError(
+                f"profile {profile}: version {version} has row layout {made} (release "
+                f"{weights.manifest.get('code_version')}); release {__version__} lays its rows out as {ours}. A worker "
+                "that starts publishes the same weights anew; by hand: tidewatch models import "
+                f"{self._version_folder(profile, version)} --profile {profile}"
+            )
+        if version_name(weights, fold) != version:
+            raise VersionError(
+                f"profile {profile}: the content of {self._version_folder(profile, version)} is not version {version}"
+            )
+        return weights, fold
+
+    def read(self, profile: str, version: str) -> tuple[Weights, FoldConfig]:
+        """As :meth:`load`, whatever release made it: to look at and to publish anew, not to score with."""
         folder = self._version_folder(profile, version)
         if not folder.is_dir():
             raise VersionError(f"profile {profile}: no version {version} in {folder.parent}")
         try:
-            weights = load_weights(folder)
+            weights = _weights_in(folder)
             fold = FoldConfig.from_json((folder / FOLD_FILE).read_text())
         except (OSError, ValueError, TypeError) as exc:
             raise VersionError(f"profile {profile}: version {version} cannot be loaded: {exc}") from exc
-        if version_name(weights, fold) != version:
-            raise VersionError(f"profile {profile}: the content of {folder} is not version {version}")
         return weights, fold
 
     def scorer(self, profile: str, version: str, device: str) -> Scorer:
@@ -150,21 +184,39 @@ class Registry:
     def ensure(self, profile: str, predictor: str, fold: FoldConfig, scope: Scope | None = None) -> str:
         """The version for these settings, published and served where it is new.
 
-        Weights promoted since stay in force under the same predictor: only the settings are exchanged then.
+        Weights promoted since stay in force under the same predictor: only the settings, or the row layout of this
+        release, are exchanged then.
+
+        Raises
+        ------
+        VersionError
+            As :meth:`wanted`.
         """
-        base = base_weights(predictor, scope)
-        current = self.current(profile)
-        if current is not None:
-            weights, serving = self.load(profile, current)
-            if serving == fold and _same_predictor(weights, base):
-                return current
-            if not _same_predictor(weights, base):
-                weights = base
-        else:
-            weights = base
+        weights = self.wanted(profile, predictor, fold, scope)
         version = self.publish(profile, weights, fold)
-        self.serve(profile, version)
+        if version != self.current(profile):
+            self.serve(profile, version)
         return version
+
+    def wanted(self, profile: str, predictor: str, fold: FoldConfig, scope: Scope | None = None) -> Weights:
+        """The weights that a worker with these settings serves; nothing is written.
+
+        Raises
+        ------
+        VersionError
+            What is served, or what ``predictor`` names, cannot be loaded; or it is of another number of features.
+        """
+        current, base = self.current(profile), base_weights(predictor, scope)
+        if current is None:
+            return base
+        weights, serving = self.read(profile, current)
+        if len(serving.features) != len(fold.features):
+            raise VersionError(
+                f"profile {profile}: version {current} is of {len(serving.features)} features, the settings name "
+                f"{len(fold.features)}: the rows of its streams cannot be carried over. Other features are other "
+                "streams: give them a profile, topics and a kafka.group of their own"
+            )
+        return weights if weights.predictor == base.predictor else base
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -221,6 +273,18 @@ class Registry:
             return False
         return True
 
+    def remember(self, profile: str, memory: Mapping[str, Any]) -> None:
+        """Keep what a learner knows of its streams, in JSON's types."""
+        self._put(self._folder / profile / "learner.json", json.dumps(memory, separators=(",", ":")))
+
+    def recall(self, profile: str) -> dict[str, Any]:
+        """What was kept last; empty where nothing was, or where it is damaged."""
+        try:
+            found = json.loads((self._folder / profile / "learner.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     # -- moving and removing -------------------------------------------------------------------------------------
 
     def export(self, profile: str, version: str, target: Path) -> None:
@@ -248,7 +312,7 @@ class Registry:
             Files are missing, truncated, damaged, not ours, hold non-finite numbers, or do not fit the profile.
         """
         try:
-            weights = load_weights(source)
+            weights = _weights_in(source)
             Scorer(weights, fold, "cpu")
         except ValueError as exc:
             raise VersionError(f"cannot be imported for profile {profile}: {exc}") from exc
@@ -297,7 +361,7 @@ def base_weights(predictor: str, scope: Scope | None = None) -> Weights:
         There are none, or they see something else.
     """
     try:
-        weights = builtin(predictor) if predictor in BUILTIN else load_weights(Path(predictor))
+        weights = builtin(predictor) if predictor in BUILTIN else _weights_in(Path(predictor))
     except ValueError as exc:
         raise VersionError(f"predictor {predictor!r}: {exc}") from exc
     if scope is not None and weights.predictor.scope != scope:
@@ -309,10 +373,23 @@ def base_weights(predictor: str, scope: Scope | None = None) -> Weights:
     return weights
 
 
+def _weights_in(folder: Path) -> Weights:
+    """Weights whose pooled tails are numbers, too: they lie in the manifest, which no digest covers."""
+    weights = load_weights(folder)
+    for kind, tail in asdict(weights.pooled).items():
+        for name, value in tail.items():
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise ValueError(
+                    f"{folder}/{MANIFEST_FILE}: pooled tail {kind}.{name} is {value!r}, no positive number"
+                )
+    return weights
+
+
 def version_name(weights: Weights, fold: FoldConfig) -> str:
-    """Twelve hex digits that name weights and settings together."""
-    return hashlib.sha256(f"{weights.fingerprint()}:{fold.fingerprint()}".encode()).hexdigest()[:12]
+    """Twelve hex digits that name weights, settings and row layout together; ValueError where they do not fit."""
+    parts = (weights.fingerprint(), fold.fingerprint(), _layout(weights, fold))
+    return hashlib.sha256(":".join(parts).encode()).hexdigest()[:12]
 
 
-def _same_predictor(one: Weights, other: Weights) -> bool:
-    return one.predictor == other.predictor
+def _layout(weights: Weights, fold: FoldConfig) -> str:
+    return RowLayout(fold, weights.predictor).id

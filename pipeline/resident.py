@@ -288,6 +288,12 @@ class ResidentRows:
         self._release(np.array([known[stream] for stream in kept if stream in known], dtype=np.int64))
         return kept
 
+    def release(self, partition: Partition, stream_id: str) -> None:
+        """Give up a stream's slot, saved or not, where nobody saves rows; nothing to do where it has none."""
+        slot = self.slots_of.get(partition, {}).get(stream_id)
+        if slot is not None:
+            self._release(np.array([slot], dtype=np.int64))
+
     def move_to(self, other: ResidentRows, partition: Partition, hidden: HiddenOnSwap) -> None:
         """Hand all rows of a partition to another version's table, saved state and all (rule 12)."""
         slots, there = self.copy_to(other, partition, hidden)

@@ -9,7 +9,7 @@ from models.pretrained import Weights
 from models.step import Scorer
 from pipeline.checks.finding import Finding, ok, problem, warning
 from pipeline.errors import ConfigurationError
-from pipeline.registry import Registry, base_weights, version_name
+from pipeline.registry import ROW_LAYOUT, Registry, version_name
 from pipeline.settings import Settings
 
 
@@ -19,24 +19,24 @@ def check_versions(settings: Settings) -> Iterator[Finding]:
     for name, profile in settings.profiles.items():
         fold = profile.fold()
         try:
-            base = base_weights(profile.builtin() or profile.predictor)
-            current = registry.current(name)
-            if current is None:
-                _require_fit(base, fold)
-                yield ok(name, f"version {version_name(base, fold)} loads and fits; the first worker publishes it")
-                continue
-            weights, serving = registry.load(name, current)
-            is_kept = weights.predictor == base.predictor
-            _require_fit(weights if is_kept else base, fold)
+            weights = registry.wanted(name, profile.builtin() or profile.predictor, fold, profile.scope)
+            _require_fit(weights, fold)
         except ConfigurationError as exc:
             yield problem(name, str(exc))
             continue
-        if serving == fold and is_kept:
+        current, version = registry.current(name), version_name(weights, fold)
+        if current is None:
+            yield ok(name, f"version {version} loads and fits; the first worker publishes it")
+        elif current == version:
             yield ok(name, f"version {current} is served, loads and fits")
         else:
+            served, serving = registry.read(name, current)
+            changed = _differences(serving, fold) or (
+                "predictor" if served.predictor != weights.predictor else ROW_LAYOUT
+            )
             yield warning(
                 name,
-                f"version {current} is served, made with other settings ({_differences(serving, fold)}): "
+                f"version {current} is served, made with other settings ({changed}): "
                 "the next worker publishes a new version, and running ones change over to it",
             )
 
@@ -50,4 +50,4 @@ def _require_fit(weights: Weights, fold: FoldConfig) -> None:
 
 def _differences(serving: FoldConfig, wanted: FoldConfig) -> str:
     changed = [name for name in serving.__slots__ if getattr(serving, name) != getattr(wanted, name)]
-    return ", ".join(changed) or "predictor"
+    return ", ".join(changed)

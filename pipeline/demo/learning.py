@@ -2,21 +2,23 @@
 
 The learner's own parts, on generated streams, as fast as they go: the family changes; its error rises; the learner
 waits until the change has lasted, learns it, tries a candidate in shadow and promotes it. Then a spoiled version is
-put in service by hand, as if it had been promoted, and goes back by itself. No Kafka and no Redis are needed.
+put in service, as if it had been promoted, and goes back by itself. No Kafka and no Redis are needed, and one core.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
+from collections import deque
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rich.console import Console
 
 from pipeline.clock import SystemClock
@@ -30,6 +32,8 @@ from pipeline.settings import Profile
 STREAMS, INTERVAL_MS, START_MS = 8, 600_000, 1_767_225_600_000
 BEFORE, AFTER, SPOILED = 18, 24, 7
 """Stretches of the first kind, of the second, and after a spoiled version was put in service."""
+LOOKBACK = 24
+"""Stretches that a learner reads again when it starts."""
 
 SHOWN = {
     "drift": "#8a6d1d",
@@ -37,9 +41,10 @@ SHOWN = {
     "promoted": "#2a7f4f",
     "confirmed": "#2a7f4f",
     "rejected": "#888888",
-    "spoiled": "#b3261e",
+    "spoiled version": "#b3261e",
     "rolled back": "#b3261e",
 }
+"""Events in the picture, with their colours."""
 RULES = Rules(
     stretch=48,
     reservoir=256,
@@ -56,11 +61,23 @@ HERE = Partition("demo", 0)
 
 @dataclass(slots=True)
 class Story:
-    """What happened: the serving version's loss by event time, and the decisions."""
+    """What happened, by event time in days: the serving version's loss, the decisions, and one of the streams."""
 
-    times_ms: list[int] = field(default_factory=list)
+    days: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    events: list[tuple[int, str]] = field(default_factory=list)
+    events: list[tuple[float, str]] = field(default_factory=list)
+    stream: list[float] = field(default_factory=list)
+
+    def mean_loss(self, begin: float, end: float) -> float:
+        """Mean of the losses after ``begin`` up to and with ``end``, nats per target."""
+        found = [loss for day, loss in zip(self.days, self.losses, strict=True) if begin + 1e-9 < day <= end + 1e-9]
+        return float(np.nanmean(found)) if found else float("nan")
+
+    def around(self, event: str) -> tuple[float, float]:
+        """Loss on the last stretches before the last event of this kind, and on the next ones; NaN without one."""
+        at = next((day for day, name in reversed(self.events) if name == event), None)
+        days = RULES.stretch * INTERVAL_MS / 86_400_000
+        return (math.nan, math.nan) if at is None else (self.mean_loss(at - days, at), self.mean_loss(at, at + days))
 
 
 class Family:
@@ -68,6 +85,12 @@ class Family:
 
     def __init__(self) -> None:
         self.at = self.offset = 0
+        self.recent: deque[Windows] = deque(maxlen=LOOKBACK)
+
+    @property
+    def day(self) -> float:
+        """Event time."""
+        return self.at * INTERVAL_MS / 86_400_000
 
     def windows(self, is_new: bool) -> Windows:
         """The next stretch of every stream, one window each."""
@@ -92,12 +115,14 @@ class Family:
         )
         self.at += RULES.stretch
         self.offset += STREAMS
+        self.recent.append(made)
         return made
 
 
 def main() -> int:
     """Run it; the picture goes to ``runs/demo-learning/learning.png``."""
-    console, began = Console(highlight=False), time.monotonic()
+    torch.set_num_threads(1)  # of small matrices several threads make slower work, much slower beside other work
+    console, began = Console(highlight=False, soft_wrap=True), time.monotonic()
     folder = Path("runs/demo-learning")
     folder.mkdir(parents=True, exist_ok=True)
     profile = Profile(topics=("demo",), features=("value",), interval_s=INTERVAL_MS / 1000, clock=False, light=True)
@@ -106,17 +131,24 @@ def main() -> int:
         registry = Registry(Path(scratch))
         registry.ensure("demo", "gru32", profile.fold())
         course, family = _course(profile, registry), Family()
-        console.print(f"{STREAMS} streams of one family; pretrained weights serve.")
+        console.print(f"{STREAMS} streams of one family; pretrained weights serve, and the learner follows.")
         _live(console, course, registry, family, story, BEFORE, is_new=False)
         console.print("[bold]Now the family changes its dynamics.[/bold] (Not a fault: it lasts.)")
+        changed = family.day
         _live(console, course, registry, family, story, AFTER, is_new=True)
-        console.print("[bold]Now a spoiled version is put in service.[/bold]")
+        before, after = story.around("promoted")
+        console.print("[bold]Now a spoiled version is put in service.[/bold] (The learner finds it so when it starts.)")
         course = _spoil(profile, registry, family, story)
         _live(console, course, registry, family, story, SPOILED, is_new=True)
+    spoiled, back = story.around("rolled back")
     picture = folder / "learning.png"
-    draw(story, START_MS + BEFORE * RULES.stretch * INTERVAL_MS, picture)
+    draw(story, changed, picture)
+    console.print(
+        f"error of the serving version on the new dynamics, nats per target: {before:+.2f} before the promotion, "
+        f"{after:+.2f} after it; {spoiled:+.2f} with the spoiled version, {back:+.2f} after the rollback"
+    )
     console.print(f"picture: {picture}   ({time.monotonic() - began:.0f} s)")
-    return 0 if {"promoted", "rolled back"} <= {name for _, name in story.events} else 1
+    return 0 if after < before and back < spoiled else 1
 
 
 def _course(profile: Profile, registry: Registry) -> Course:
@@ -128,21 +160,23 @@ def _live(
 ) -> None:
     told = len(registry.history("demo"))
     for number in range(stretches):
-        course.absorb(HERE, family.windows(is_new))
+        windows = family.windows(is_new)
+        course.absorb(HERE, windows)
         while course.wants_to_study():
             course.study()
         course.decide()
-        now_ms, status = START_MS + family.at * INTERVAL_MS, course.status()
-        story.times_ms.append(now_ms)
-        story.losses.append(float(np.mean(course.latest(STREAMS))) if course.latest(STREAMS) else float("nan"))
+        status = course.status()
+        story.days.append(family.day)
+        story.losses.append(float(np.mean(course.latest(STREAMS))) if course.latest(STREAMS) else math.nan)
+        story.stream += windows.values[: RULES.stretch, 0].tolist()
         for decision in registry.history("demo")[told:]:
             told += 1
-            story.events.append((now_ms, decision.event))
+            story.events.append((family.day, decision.event))
             figures = "  ".join(f"{key}={value:g}" for key, value in list(decision.figures.items())[:5])
-            console.print(f"  {_day(now_ms)}  {decision.event:<11} {decision.version}  {figures}")
+            console.print(f"  day {family.day:5.1f}  {decision.event:<11} {decision.version}  {figures}")
         if number % 8 == 7:
             console.print(
-                f"  {_day(now_ms)}  error now {story.losses[-1]:+.2f}  closed streams {status.closed}  "
+                f"  day {family.day:5.1f}  error now {story.losses[-1]:+.2f}  closed streams {status.closed}  "
                 f"updates {status.updates}  {status.phase}",
                 style="dim",
             )
@@ -157,12 +191,20 @@ def _spoil(profile: Profile, registry: Registry, family: Family, story: Story) -
     version = registry.publish("demo", spoiled, fold)
     registry.note("demo", Decision(SystemClock().wall_ms(), "promoted", version, "learner", parent, "by the demo"))
     registry.serve("demo", version)
-    story.events.append((START_MS + family.at * INTERVAL_MS, "spoiled"))
-    return _course(profile, registry)
+    story.events.append((family.day, "spoiled version"))
+    course = _course(profile, registry)
+    for windows in list(family.recent):
+        course.absorb(HERE, windows, is_fresh=False)
+    return course
 
 
-def draw(story: Story, changed_ms: int, path: Path) -> None:
-    """The error over event time, with what was decided.
+def draw(story: Story, changed: float, path: Path) -> None:
+    """One of the streams, and the error over event time with what was decided.
+
+    Parameters
+    ----------
+    changed
+        Day on which the family changed.
 
     Raises
     ------
@@ -174,31 +216,42 @@ def draw(story: Story, changed_ms: int, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as exc:
         raise ConfigurationError("pictures need matplotlib: pip install 'tidewatch[plots]'") from exc
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axis: Any = figure.add_subplot()
-    axis.plot([_date(ms) for ms in story.times_ms], story.losses, color="#1d3557", linewidth=1.4)
-    axis.axvline(_date(changed_ms), color="#555555", linestyle=(0, (2, 2)), linewidth=1)
-    axis.text(_date(changed_ms), 1.01, "family changes", transform=axis.get_xaxis_transform(), fontsize=9, ha="center")
-    for number, (ms, name) in enumerate(each for each in story.events if each[1] in SHOWN):
-        axis.axvline(_date(ms), color=SHOWN[name], linewidth=1, alpha=0.7)
-        height = 0.97 - 0.05 * (number % 5)
-        axis.text(
-            _date(ms), height, f" {name}", transform=axis.get_xaxis_transform(), color=SHOWN[name], fontsize=9, va="top"
-        )
-    axis.set_ylabel("error of the serving version\n(nats per target; lower is better)")
-    axis.set_xlabel("event time")
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    axes: Any = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
+    above, below = axes
+    days = INTERVAL_MS / 86_400_000 * np.arange(len(story.stream))
+    above.plot(days, story.stream, color="#7d8ca3", linewidth=0.6)
+    above.set_ylabel("one of the\nstreams")
+    below.plot(story.days, story.losses, color="#1d3557", linewidth=1.6, marker="o", markersize=3)
+    events = [(changed, "family changes"), *((day, name) for day, name in story.events if name in SHOWN)]
+    low, high = below.get_ylim()
+    below.set_ylim(low, high + 0.25 * (high - low))  # room for the names
+    for number, (day, name) in enumerate(sorted(events)):
+        colour = SHOWN.get(name, "#555555")
+        for axis in axes:
+            axis.axvline(day, color=colour, linewidth=1, alpha=0.7, linestyle="-" if name in SHOWN else (0, (2, 2)))
+        place = below.get_xaxis_transform()
+        below.text(
+            day, 0.97 - 0.05 * (number % 4), f" {name} ", transform=place, color=colour, fontsize=9, va="top",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85},
+        )  # fmt: skip
+    for event, text in (
+        ("promoted", "promotion:\n{:+.2f} to {:+.2f}"),
+        ("rolled back", "rollback:\n{:+.2f} to {:+.2f}"),
+    ):
+        before, after = story.around(event)
+        if math.isfinite(before) and math.isfinite(after):
+            at = max(day for day, name in story.events if name == event)
+            below.annotate(
+                text.format(before, after), (at, (before + after) / 2), xytext=(8, 0), textcoords="offset points",
+                fontsize=10, fontweight="bold", color=SHOWN[event], va="center",
+            )  # fmt: skip
+    below.set_ylabel("error of the serving version\n(nats per target; lower is better)")
+    below.set_xlabel("event time, days")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
-
-
-def _date(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
-
-
-def _day(ms: int) -> str:
-    return f"day {(ms - START_MS) / 86_400_000:5.1f}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ from models.learner import (
 )
 from models.pretrained import Weights
 from models.training import Lessons
-from pipeline.errors import VersionError
+from pipeline.errors import CannotLearnError, VersionError
 from pipeline.learning.cutting import Cutter, Stretch
-from pipeline.learning.follow import followed
+from pipeline.learning.follow import Following
 from pipeline.learning.gate import CLOSED, NORMAL, WARMING_UP, Gate
 from pipeline.learning.reservoir import Reservoir
 from pipeline.learning.shadow import Shadow
@@ -104,8 +105,10 @@ class Course:
 
     Raises
     ------
+    CannotLearnError
+        The predictor sees all features at once, or has nothing to learn.
     VersionError
-        What is served cannot be loaded, or cannot learn.
+        What is served cannot be loaded.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class Course:
         self.name, self._profile, self._registry, self._rules = name, profile, registry, rules
         self._wall_ms, self._device, self._hidden = wall_ms, device, hidden
         self._live_versions, self._renew = live_versions, renew
-        self._names: set[str] = set()
+        self._following = Following(rules.max_streams, round(profile.idle_reset_s * 1000))
         self._sights: dict[str, Sight] = {}
         self._cutter = Cutter(rules.stretch, profile.interval_s)
         self._gate = Gate(rules.lasting_s, rules.max_imputed)
@@ -136,6 +139,7 @@ class Course:
         self._harder = 0
         self._updates = self._updates_at_last = 0
         self._stretches = 0
+        self._taught_ms: tuple[int, int] | None = None
         self._is_forced = self._is_held = False
         self._trial: Trial | None = None
         self._phase = "learning"
@@ -147,6 +151,7 @@ class Course:
         self._pupil = self._new_pupil(self._serving.weights)
         seed = int(current[:6], 16)
         self._generated = [without_past(each, self._pupil.network) for each in generated_lessons(rules.stretch, seed)]
+        self._recall()
         self._resume()
 
     def _shadow(self, version: str) -> Shadow:
@@ -154,11 +159,29 @@ class Course:
         try:
             return Shadow(self.name, self._profile, weights, self._rules.max_streams, self._device)
         except ValueError as exc:
-            raise VersionError(f"profile {self.name}: version {version} cannot learn: {exc}") from exc
+            raise CannotLearnError(f"profile {self.name}: version {version} cannot learn: {exc}") from exc
 
     def _new_pupil(self, weights: Weights) -> Pupil:
         rules = self._rules
-        return Pupil(weights, self._device, rules.rate, min(64, rules.stretch), rules.gradient_norm)
+        try:
+            return Pupil(weights, self._device, rules.rate, min(64, rules.stretch), rules.gradient_norm)
+        except ValueError as exc:
+            raise CannotLearnError(f"profile {self.name}: its predictor has nothing to learn: {exc}") from exc
+
+    def remember(self) -> None:
+        """Keep what must outlive a restart: else a fault that is going on would be all that streams are known by."""
+        self._registry.remember(self.name, {"stretch": self._rules.stretch, "streams": self._gate.memory()})
+
+    def _recall(self) -> None:
+        memory = self._registry.recall(self.name)
+        if memory.get("stretch") != self._rules.stretch:
+            return
+        try:
+            self._gate.restore(memory["streams"], len(self._profile.features))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            logger.warning("profile=%s what was known of its streams cannot be used: %s", self.name, error)
+            return
+        self._gate.doubt_losses()  # states begin anew, and another version may serve
 
     def _resume(self) -> None:
         """Take up a probation that a restart interrupted; a shadow is not worth taking up."""
@@ -186,7 +209,12 @@ class Course:
             ``False`` for what was read before a restart: it makes streams known and fills the reservoir, and counts
             for nothing else.
         """
-        windows = followed(windows, self._names, self._rules.max_streams)
+        windows, given_up = self._following.choose(windows)
+        for name in given_up:
+            self._forget(name)
+            for shadow in (self._serving, self._other):
+                if shadow is not None:
+                    shadow.forget(name)
         if not len(windows):
             return
         for number in np.flatnonzero(windows.control != CONTROL_NONE).tolist():
@@ -238,6 +266,8 @@ class Course:
                 continue
             mine = stretches.of_stream(number, features)
             self._reservoir.add(each.stream_id, mine)
+            begin_ms, end_ms = self._taught_ms or (each.begin_ms, each.end_ms)
+            self._taught_ms = min(begin_ms, each.begin_ms), max(end_ms, each.end_ms)
             if is_fresh:
                 self._fresh.append(mine)
                 self._stretches += 1
@@ -314,14 +344,19 @@ class Course:
             return
         before = self._serving
         if self._other is not None and current == self._other.version:
-            self._serving = self._other
+            self._follow(self._other)
         else:
-            self._serving = self._shadow(current)
+            self._follow(self._shadow(current))
             self._serving.begin_like(before, self._hidden)
             self._pupil = self._new_pupil(self._serving.weights)
         self._note("abandoned" if self._trial else "held", current, before.version, "another version is served")
         self._end_trial()
+
+    def _follow(self, shadow: Shadow) -> None:
+        """Another version serves: what the one before it lost is no measure any more."""
+        self._serving = shadow
         self._gate.doubt_losses()
+        self._drift.reset()
 
     def _propose(self) -> None:
         """Make a candidate where progressive validation says that learning helped, or where it was asked for."""
@@ -331,7 +366,7 @@ class Course:
             return
         parent = self._serving.version
         figures = {"updates": self._updates, "progressive_gain": round(gain, 4), "stretches": self._stretches}
-        about = {"parent": parent, "made_by": "tidewatch learner", **{k: v for k, v in figures.items() if v == v}}
+        about = self._about(parent, figures)
         sample = [each.lessons for each in self._reservoir.sample(min(len(self._reservoir), 64))]
         series = self._rules.tail_series
         effort = Effort(series, max(4, series // 8), max(4, series // 8), self._rules.tail_observations)
@@ -344,6 +379,22 @@ class Course:
         self._other.begin_like(self._serving, self._hidden)
         self._begin_trial("shadow", version, parent)
         self._note("candidate", version, parent, "scores in shadow from now on", figures)
+
+    def _about(self, parent: str, figures: Mapping[str, float]) -> dict[str, Any]:
+        """What a candidate's manifest says of where it comes from; losses are of stretches not yet learned from."""
+        status = self.status()
+        losses = {"loss_progressive": status.loss_learning, "loss_of_parent": status.loss_serving, **figures}
+        begin_ms, end_ms = self._taught_ms or (0, 0)
+        return {
+            "made_by": "tidewatch learner",
+            "made_at": _utc(self._wall_ms()),
+            "parent": parent,
+            "data_from": _utc(begin_ms),
+            "data_to": _utc(end_ms),
+            "streams": len(self._reservoir.strata()),
+            "learning": {"rate": self._rules.rate, "batch": self._rules.batch, "stretch": self._rules.stretch},
+            **{name: round(value, 4) for name, value in losses.items() if math.isfinite(value)},
+        }
 
     def _progressive_gain(self) -> float:
         """Nats by which the learning network predicted better, before it learned, of late; NaN without stretches."""
@@ -371,9 +422,10 @@ class Course:
         # Noted first: a promotion without a note would have no probation after a crash.
         self._note("promoted", candidate, parent, "predicts better, and raises no more alarms", figures)
         self._registry.serve(self.name, candidate)
-        self._serving, self._other = self._other, self._serving
+        before = self._serving
+        self._follow(self._other)
+        self._other = before
         self._begin_trial("probation", candidate, parent)
-        self._gate.doubt_losses()
         self._progress.clear()
         self._harder = 0
 
@@ -391,9 +443,8 @@ class Course:
         else:
             self._registry.serve(self.name, parent)
             self._note("rolled back", version, parent, verdict.value, figures)
-            self._serving = self._other
+            self._follow(self._other)
             self._pupil = self._new_pupil(self._serving.weights)
-            self._gate.doubt_losses()
         self._end_trial()
 
     def _begin_trial(self, phase: str, challenger: str, incumbent: str) -> None:
@@ -421,6 +472,10 @@ class Course:
             self.name, Decision(self._wall_ms(), event, version, BY, parent, reason, dict(figures or {}))
         )
 
+    def kept(self) -> dict[str, int]:
+        """How many stretches of each stream are kept for rehearsal."""
+        return self._reservoir.strata()
+
     def latest(self, count: int) -> list[float]:
         """The serving version's losses on the latest stretches, whatever they were."""
         return list(self._latest)[-count:]
@@ -430,7 +485,7 @@ class Course:
         pairs = np.array([pair for pair in self._progress if math.isfinite(pair[0] + pair[1])]).reshape(-1, 2)
         serving, learning = pairs.mean(0).tolist() if len(pairs) else (math.nan, math.nan)
         return CourseStatus(
-            streams=len(self._names),
+            streams=len(self._following),
             closed=self._gate.closed,
             reservoir=len(self._reservoir),
             updates=self._updates,
@@ -444,3 +499,7 @@ class Course:
             gain=self._trial.gain if self._trial is not None else math.nan,
             version=self._serving.version,
         )
+
+
+def _utc(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")

@@ -8,13 +8,18 @@ frozen at the moment it closed, in three numbers: level, spread, and how well th
 A closed stream opens again when it is back to what it was; or when the change has *lasted*: longer than ``lasting_s``
 of event time, with the shift confirmed by a river detector; or, at twice that time, without the detector. So a fault of
 a day is never learned, and nothing is locked out for ever.
+
+A learner that restarts in the middle of a fault would know the stream as broken only; so what the gate knows is kept
+(:meth:`Gate.memory`), and what is read a second time is judged and moves nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,12 +62,29 @@ class Running:
         self.variance = (1 - rate) * ((self.variance if self.count else 0.0 * off) + rate * off**2)
         self.count += 1
 
+    def memory(self) -> list[Any]:
+        """For :meth:`restored`, in JSON's types."""
+        return [self.count, self.mean.tolist(), self.variance.tolist()]
+
+    @classmethod
+    def restored(cls, memory: list[Any]) -> Running:
+        """What :meth:`memory` gave."""
+        made = cls()
+        count, mean, variance = memory
+        made.count, made.mean, made.variance = int(count), np.array(mean, float), np.array(variance, float)
+        return made
+
 
 class Past:
     """How a stream usually is: levels and spreads of its stretches, and the loss on them."""
 
     def __init__(self) -> None:
         self._level, self._spread, self._loss = Running(), Running(), Running()
+
+    @property
+    def features(self) -> int:
+        """Of what it has seen; 0 before the first stretch."""
+        return len(self._level.mean) if self._level.count else 0
 
     @property
     def is_known(self) -> bool:
@@ -93,10 +115,22 @@ class Past:
         """Another version serves: what it loses may differ a little."""
         self._loss.variance = self._loss.variance + LOSS_NATS**2
 
+    def memory(self) -> list[Any]:
+        """For :meth:`restored`, in JSON's types."""
+        return [each.memory() for each in (self._level, self._spread, self._loss)]
+
+    @classmethod
+    def restored(cls, memory: list[Any]) -> Past:
+        """What :meth:`memory` gave."""
+        made = cls()
+        made._level, made._spread, made._loss = map(Running.restored, memory)
+        return made
+
 
 @dataclass(slots=True)
 class _Stream:
-    past: Past
+    past: Past = field(default_factory=Past)
+    seen_ms: int = -1
     closed_ms: int | None = None
     closed_stretches: int = 0
     is_confirmed: bool = False
@@ -134,6 +168,24 @@ class Gate:
         for stream in self._streams.values():
             stream.past.doubt_losses()
 
+    def memory(self) -> dict[str, Any]:
+        """What it knows of every stream, in JSON's types, for :meth:`restore`."""
+        return {
+            name: [each.past.memory(), each.seen_ms, each.closed_ms, each.closed_stretches, each.is_confirmed]
+            for name, each in self._streams.items()
+        }
+
+    def restore(self, memory: Mapping[str, Any], features: int) -> None:
+        """Know again what :meth:`memory` gave; raises ValueError, TypeError where it is something else."""
+        streams = {}
+        for name, (past, seen_ms, closed_ms, closed_stretches, is_confirmed) in memory.items():
+            known = Past.restored(past)
+            if known.features not in (0, features):
+                raise ValueError(f"stream {name!r} had {known.features} features")
+            detector = None if closed_ms is None else _at_home()
+            streams[name] = _Stream(known, seen_ms, closed_ms, closed_stretches, is_confirmed, detector)
+        self._streams = streams
+
     def judge(self, stretch: Stretch, loss: float) -> str:
         """One of :data:`REASONS`: only :data:`NORMAL` teaches.
 
@@ -147,12 +199,15 @@ class Gate:
         return reason
 
     def _judge(self, stretch: Stretch, loss: float) -> str:
-        stream = self._streams.setdefault(stretch.stream_id, _Stream(Past()))
+        stream = self._streams.setdefault(stretch.stream_id, _Stream())
         if stretch.warming_up:
             return WARMING_UP
         if stretch.imputed > self._max_imputed:
             return IMPUTED
         strangeness = stream.past.strangeness(stretch.values, loss)
+        if stretch.begin_ms <= stream.seen_ms:  # read a second time
+            return ANOMALOUS if stretch.anomalous else CLOSED if strangeness > 1.0 else NORMAL
+        stream.seen_ms = stretch.end_ms
         if stream.closed_ms is not None:
             self._watch(stream, stretch, strangeness)
             if stream.closed_ms is not None:
@@ -167,9 +222,7 @@ class Gate:
 
     def _close(self, stream: _Stream, stretch: Stretch) -> None:
         stream.closed_ms, stream.closed_stretches, stream.is_confirmed = stretch.begin_ms, 0, False
-        stream.detector = DriftDetector("page_hinkley", delta=0.1, threshold=2.0)
-        for _ in range(KNOWN_AFTER):  # what it was before it closed: at home
-            stream.detector.update(0.3)
+        stream.detector = _at_home()
 
     def _watch(self, stream: _Stream, stretch: Stretch, strangeness: float) -> None:
         """A closed stream opens when it is back, or when what became of it has lasted."""
@@ -189,6 +242,14 @@ class Gate:
     def _open(self, stream: _Stream, why: str) -> None:
         stream.closed_ms, stream.detector = None, None
         self.reopened[why] += 1
+
+
+def _at_home() -> DriftDetector:
+    """A detector of a stream's strangeness that has seen it as it was before it closed."""
+    detector = DriftDetector("page_hinkley", delta=0.1, threshold=2.0)
+    for _ in range(KNOWN_AFTER):
+        detector.update(0.3)
+    return detector
 
 
 def _level_and_spread(values: Float32) -> tuple[Float64, Float64]:

@@ -1,7 +1,8 @@
 """The learner: reads the input topics beside the workers, and takes each profile's course a step further.
 
 It keeps a position of its own, under a group of its own; losing it, or being killed anywhere, costs some learning and
-never a score. What it reads again after a restart makes its streams known and teaches from memory only.
+never a score. What it reads again after a restart teaches from memory only, and what it knew of its streams lies beside
+the versions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.topics.base import Follower
 
 logger = logging.getLogger(__name__)
 
-COMMIT_S, DECIDE_S, LAG_S = 5.0, 1.0, 5.0
+COMMIT_S, DECIDE_S, LAG_S, REMEMBER_S = 5.0, 1.0, 5.0, 60.0
 STUDY_SLICE_S = 0.5
 """How long it learns at a stretch before it looks for records again."""
 
@@ -92,6 +93,7 @@ class Learner:
         self._budget = Budget(clock.monotonic)
         now = clock.monotonic()
         self._commit_due_s, self._decide_due_s, self._lag_due_s = now + COMMIT_S, now, now
+        self._remember_due_s = now + REMEMBER_S
         self._committed: dict[Partition, int] = {}
         self.lag: dict[str, int] = dict.fromkeys(courses, 0)
 
@@ -110,14 +112,27 @@ class Learner:
             self._decide_due_s = now + DECIDE_S
             for course in self.courses.values():
                 course.decide()
+            self._budget.spend(self._clock.monotonic() - now)  # the pooled tails of a candidate take a while
         if now >= self._lag_due_s:
             self._lag_due_s = now + LAG_S
             self.lag = dict.fromkeys(self.courses, 0)
             for each in self._readings:
                 self.lag[each.profile] += each.lag()
+        if now >= self._remember_due_s:
+            self._remember_due_s = now + REMEMBER_S
+            self._remember()
         if now >= self._commit_due_s:
             self.commit()
         return read
+
+    def stop(self) -> None:
+        """Keep what the courses know of their streams, and the position."""
+        self._remember()
+        self.commit()
+
+    def _remember(self) -> None:
+        for course in self.courses.values():
+            course.remember()
 
     def commit(self) -> None:
         """Keep the position."""

@@ -52,7 +52,7 @@ class Reservoir(Generic[Item]):
         stratum = self._strata.setdefault(name, _Stratum())
         stratum.seen += 1
         if self._size >= self._capacity:
-            largest = max(self._strata.values(), key=lambda each: len(each.items))
+            name, largest = max(self._strata.items(), key=lambda each: len(each[1].items))
             if len(stratum.items) >= len(largest.items):
                 kept = len(stratum.items)
                 chance = max(kept / stratum.seen, 1.0 / self._memory)
@@ -61,6 +61,8 @@ class Reservoir(Generic[Item]):
                 return
             largest.items.pop(self._random.randrange(len(largest.items)))
             self._size -= 1
+            if not largest.items:
+                del self._strata[name]
         stratum.items.append(item)
         self._size += 1
 

@@ -38,6 +38,12 @@ class Shadow(Offline):
         if hidden == "carry":
             self.forecaster.follow(other.forecaster)
 
+    def forget(self, stream_id: str) -> None:
+        """Give up a stream's row."""
+        rows = self._engine.rows(self.version)
+        for partition in list(rows.slots_of):
+            rows.release(partition, stream_id)
+
     def absorb(self, parts: Mapping[Partition, Windows]) -> tuple[Absorbed, int]:
         """Fold a batch; its scores, and how many alarms it opened."""
         absorbed = self.score(parts)

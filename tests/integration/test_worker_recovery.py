@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,15 @@ import pytest
 import redis
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
+from models.step import Scorer
+from pipeline.partition import from_offset
+from pipeline.records import Partition
+from pipeline.registry import Registry
 from pipeline.servers import create_topics
+from pipeline.settings import Settings
+from pipeline.topics.kafka import Cluster
 from pipeline.wire import decode_alert, decode_scores, encode_packed
-from tests.builders import INTERVAL_MS, START_MS, Output, assert_same_output, make_series
+from tests.builders import INTERVAL_MS, START_MS, Output, World, assert_same_output, make_series
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -271,3 +277,98 @@ def test_stopped_worker_leaves_nothing_to_replay(make_site: Callable[[str], Site
     assert folded > 0
     consumer.close()
     client.close()
+
+
+class Replayed(World):
+    """One partition's records in an in-memory world, scored by the versions of a real registry."""
+
+    registry: Registry
+
+    def load(self, version: str) -> Scorer:
+        return self.registry.scorer("p", version, "cpu")
+
+    def run_with_swaps(self, records: list[tuple[bytes, bytes]], history: list[tuple[int, str]]) -> Output:
+        """Each stretch of ``records`` (key, value) under its version, swapped while nothing is ahead."""
+        worker = None
+        ends = [offset for offset, _ in history[1:]] + [len(records)]
+        for (begin, version), end in zip(history, ends, strict=True):
+            self.target = version
+            worker = worker or self.worker()
+            self.clock.advance(5)
+            for _ in range(3):
+                worker.step()  # nothing new: the swap is here
+            for key, value in records[begin:end]:
+                self.broker.append("input", key, value, timestamp_ms=START_MS)
+            self.run(worker)
+        return self.output()
+
+
+def _records(site: Site) -> list[list[tuple[bytes, bytes]]]:
+    """Keys and values of the input, by partition."""
+    consumer = KafkaConsumer(bootstrap_servers=site.kafka, auto_offset_reset="earliest")
+    places = [TopicPartition(f"{site.name}-in", number) for number in range(PARTITIONS)]
+    consumer.assign(places)
+    ends = consumer.end_offsets(places)
+    found: dict[TopicPartition, list[tuple[bytes, bytes]]] = {place: [] for place in places}
+
+    def is_read() -> bool:
+        for place, records in consumer.poll(200).items():
+            found[place] += [(record.key, record.value) for record in records]
+        return all(len(found[place]) == ends[place] for place in places)
+
+    wait_until(is_read, "the input", site.log)
+    consumer.close()
+    return [found[place] for place in places]
+
+
+def _histories(site: Site) -> list[list[tuple[int, str]]]:
+    """The version history of each partition, from its committed offset."""
+    found = Cluster(site.kafka).committed(site.name)
+    return [list(from_offset(found[Partition(f"{site.name}-in", number)]).history) for number in range(PARTITIONS)]
+
+
+@pytest.mark.long
+def test_worker_killed_before_during_and_after_a_swap_ends_as_if_it_had_not_been(
+    make_site: Callable[[str], Site],
+) -> None:
+    """Rules 10 to 12 with real processes: whatever was swapped where, the output is that of an undisturbed run."""
+    site = make_site("swapped")
+    registry = Registry(site.folder / "registry")
+
+    def swapped() -> int:
+        return sum(len(history) > 1 for history in _histories(site))
+
+    with site.worker() as process:
+        site.wait_for(0.3)
+        first = registry.current("p")
+        assert first is not None
+        weights, fold = registry.load("p", first)
+        louder = {name: 1.1 * tensor for name, tensor in weights.network.items()}
+        second = registry.publish("p", replace(weights, network=louder), fold)
+        registry.serve("p", second)
+        process.kill()  # before the worker has looked
+        process.wait()
+    assert swapped() == 0
+    with site.worker() as process:
+        wait_until(lambda: swapped() > 0, "the first swap", site.log)
+        process.kill()  # while its partitions swap, one after the other
+        process.wait()
+    with site.worker() as process:
+        site.wait_for(0.8)
+        process.kill()  # after
+        process.wait()
+    with site.worker():
+        site.wait_for(1.0)
+    expected = Output({}, {}, {}, {}, 0, [], [])
+    for records, history in zip(_records(site), _histories(site), strict=True):
+        world = Replayed(profile=Settings.load(site.settings("w")).profiles["p"], partitions=1)
+        world.registry = registry
+        part = world.run_with_swaps(records, history)
+        for name in ("scores", "verdicts", "versions", "partial"):
+            getattr(expected, name).update(getattr(part, name))
+        expected.alerts.extend(part.alerts)
+    found = site.output()
+    assert set(found.versions.values()) == {first, second}
+    assert_same_output(without_ids(found), without_ids(expected))
+    assert found.versions == expected.versions
+    assert events(found) == events(expected)

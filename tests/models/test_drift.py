@@ -25,6 +25,16 @@ def test_a_changed_level_is_found_and_its_direction_named(detector, step):
     assert signals[0][1].is_rise == (step > 0)
 
 
+def test_one_value_that_happens_to_be_low_does_not_turn_a_rise_around():
+    """The detector speaks once; a rise taken for a fall would never be followed."""
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.normal(1, 0.1, 100), random.normal(2, 0.8, 60)])
+    watch = DriftDetector("adwin")
+    signals = [signal for value in values if (signal := watch.update(float(value)))]
+    assert [signal.is_rise for signal in signals] == [True] * len(signals)
+    assert signals
+
+
 def test_noise_is_no_drift():
     """A learner that works harder all the time takes the time of others."""
     random = np.random.default_rng(1)

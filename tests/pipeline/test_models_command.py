@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
+from models.row import RowLayout
+from pipeline import __version__
 from pipeline.__main__ import main
-from pipeline.registry import FOLD_FILE, Decision, Registry
+from pipeline.errors import VersionError
+from pipeline.registry import FOLD_FILE, Decision, Registry, version_name
 from tests.builders import make_profile, make_series, tiny_weights
 from tests.pipeline.test_replay import write_csv
 
@@ -194,7 +197,40 @@ def _other_architecture(folder: Path) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("damage", [_truncated, _foreign, _not_finite, _other_architecture])
+def _other_family(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["predictor"]["cell"] = "lstm"
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+
+
+def _tails_not_finite(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["pooled"]["level"]["beta"] = float("nan")
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+
+
+def _preconditioner_not_finite(folder: Path) -> None:
+    weights = tiny_weights(1)
+    replace(weights, P0=torch.full_like(weights.P0, torch.inf)).save(folder)
+
+
+def _empty(folder: Path) -> None:
+    (folder / WEIGHTS_FILE).write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncated,
+        _empty,
+        _foreign,
+        _not_finite,
+        _preconditioner_not_finite,
+        _tails_not_finite,
+        _other_architecture,
+        _other_family,
+    ],
+)
 def test_damaged_or_foreign_files_are_refused(
     command: Command, registry: Registry, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -217,6 +253,68 @@ def test_a_version_damaged_on_disk_is_shown_and_not_served(
     assert [row["state"] for row in json.loads(command("list", "--json")[1])] == ["served", "damaged"]
     assert command("promote", second)[0] == 2
     assert registry.current("p") == first
+
+
+def _of_another_release(registry: Registry, folder: Path, version: str) -> str:
+    """Make a version look as if a release had written it that lays rows out otherwise, and serve it."""
+    versions = folder / "p" / "versions"
+    manifest = versions / version / MANIFEST_FILE
+    content = json.loads(manifest.read_text())
+    content["about"] |= {"row_layout": "0123456789abcdef", "code_version": "0.0.9"}
+    manifest.write_text(json.dumps(content))
+    (versions / version).rename(versions / "cccccccccccc")
+    (folder / "p" / "current").write_text("cccccccccccc\n")
+    return "cccccccccccc"
+
+
+def test_a_version_of_another_row_layout_is_refused_and_published_anew(
+    command: Command, registry: Registry, tmp_path: Path
+) -> None:
+    """Rows read by the wrong names would score everything wrong, without a word (docs/versions.md)."""
+    _, second = registry.versions("p")
+    old = _of_another_release(registry, tmp_path / "registry", second)
+    with pytest.raises(VersionError, match=r"row layout 0123456789abcdef \(release 0\.0\.9\).*models import"):
+        registry.load("p", old)
+    code, _, error = command("show", old)
+    assert code == 2
+    assert "models import" in error
+    assert {row["version"]: row["state"] for row in json.loads(command("list", "--json")[1])}[
+        old
+    ] == "served other layout"
+    assert registry.ensure("p", str(_folder_of(tiny_weights(0), tmp_path)), FOLD) == second, "the same weights"
+    assert registry.current("p") == second
+    assert registry.load("p", second)[0].manifest["code_version"] == __version__
+
+
+def test_a_release_with_another_row_layout_makes_another_version(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name says how rows lie, so that saved rows and histories never meet another layout under one name."""
+    weights = tiny_weights(0)
+    before = version_name(weights, FOLD)
+    assert before == registry.versions("p")[0]
+    monkeypatch.setattr("models.row.QUIET_RING", 11)
+    assert version_name(weights, FOLD) != before
+
+
+def test_another_number_of_features_is_refused_at_the_start(registry: Registry, tmp_path: Path) -> None:
+    """Rows of other streams cannot be carried over; the message says what to do instead."""
+    two = replace(FOLD, features=("value", "other"))
+    with pytest.raises(VersionError, match=r"of 1 features, the settings name 2.*kafka\.group of their own"):
+        registry.ensure("p", str(_folder_of(tiny_weights(0), tmp_path)), two)
+    assert len(registry.versions("p")) == 2
+
+
+def _folder_of(weights: Weights, tmp_path: Path) -> Path:
+    weights.save(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_a_manifest_says_how_rows_lie_and_which_release_wrote_it(registry: Registry) -> None:
+    """Whoever moves versions between sites can see what goes together before anything starts."""
+    weights, fold = registry.load("p", registry.versions("p")[0])
+    assert weights.manifest["row_layout"] == RowLayout(fold, weights.predictor).id
+    assert weights.manifest["code_version"] == __version__
 
 
 def test_unclear_names_are_refused(command: Command) -> None:

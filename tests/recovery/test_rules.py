@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import StoreAway
 from pipeline.partition import HISTORY_KEPT, from_offset, to_offset, version_at, with_version
-from pipeline.records import Committed, Partition
+from pipeline.records import VERDICTS, Committed, Partition
 from pipeline.sources.base import CommittedOffset
 from pipeline.wire import encode_control
 from pipeline.worker import Pace, Worker
@@ -125,6 +125,39 @@ def test_wiped_store_is_replayed_across_a_swap_under_the_recorded_versions() -> 
         world.run(world.worker())
         outputs.append(world.output())
     assert_same_output(outputs[1], outputs[0])
+
+
+def test_a_version_that_this_release_refuses_ends_with_its_rows_and_says_so() -> None:
+    """A new release may not read the old one's rows (docs/versions.md): streams begin anew, and nothing else breaks."""
+    world = _world()
+    world.produce("s", make_series(3, 160))
+    _finished(world).stop()
+    world.seeds, world.target = {VERSION_B: 1}, VERSION_B
+    world.produce("s", make_series(4, 160), start_ms=START_MS + 160 * INTERVAL_MS)
+    _finished(world).stop()
+    found = world.output()
+    assert len(found.scores) == 320
+    assert found.duplicates == 0
+    late = [place for place in sorted(found.scores) if place[1] >= START_MS + 160 * INTERVAL_MS]
+    assert {found.versions[place] for place in late} == {VERSION_B}
+    assert [found.verdicts[place] for place in late[:100]] == [VERDICTS.index("warming_up")] * 100
+    assert VERDICTS.index("warming_up") not in {found.verdicts[place] for place in late[100:]}
+
+
+def test_records_of_a_refused_version_that_must_be_replayed_are_said_aloud() -> None:
+    """Rule 22: what was committed and is not in a saved row cannot be folded again without its version."""
+    world = _world()
+    world.produce("s", make_series(3, 160))
+    _finished(world)._source.expel()
+    world.store.wipe()
+    world.seeds, world.target = {VERSION_B: 1}, VERSION_B
+    world.produce("s", make_series(4, 160), start_ms=START_MS + 160 * INTERVAL_MS)
+    _finished(world).stop()
+    found = world.output()
+    assert len(found.scores) == 320
+    late = [found.partial[place] for place in sorted(found.scores) if place[1] >= START_MS + 160 * INTERVAL_MS]
+    assert all(late[:100])
+    assert not late[-1], "warmed up again"
 
 
 def test_hidden_state_choice_on_a_swap_is_applied() -> None:
