@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from river import anomaly, preprocessing
 
-from models.config import FoldConfig
-from models.controls import LastValue, LinearLags, untrained
+from models.controls import LastValue, LinearLags, Untrained
 from models.evaluation.budget import alarms_at
 from models.pretrained import Weights
-from models.step import Scorer
 from pipeline.evaluate.fold import Predictor, Track
 from pipeline.evaluate.judge import ANOMALOUS
 from pipeline.evaluate.series import LabelledSeries
@@ -36,26 +33,23 @@ class Contender:
     kind
         ``chain``: forecasts through the production engine; ``random``: scores that know nothing, through the production
         decision; ``river``: a detector of the river package, which ranks but raises no alarms of its own.
-    needs_fast_weights
-        Only for profiles whose rows adapt.
     """
 
     name: str
     words: str
     kind: Kind
-    needs_fast_weights: bool = False
 
 
 SERVED = Contender("served", "the predictor that is served", "chain")
 CONTROLS = (
     Contender("naive", "last value through the same chain", "chain"),
-    Contender("untrained", "untrained network with fast weights", "chain", needs_fast_weights=True),
-    Contender("lags", "linear lags (AR) with fast weights", "chain", needs_fast_weights=True),
+    Contender("untrained", "a network that never learned, read out by fast weights (*)", "chain"),
+    Contender("lags", "AR(20): linear lags, read out by fast weights (*)", "chain"),
     Contender("random", "random scores through the same decision", "random"),
     Contender("half_space_trees", "river HalfSpaceTrees", "river"),
     Contender("gaussian", "river GaussianScorer, largest feature", "river"),
 )
-QUICK_CONTROLS = ("naive", "random")
+READ_OUT_NOTE = "(*) where rows have no fast weights, a linear read-out fitted to generated series"
 
 
 def predictor_of(contender: Contender, weights: Weights) -> Predictor:
@@ -65,19 +59,8 @@ def predictor_of(contender: Contender, weights: Weights) -> Predictor:
     if contender.name == "lags":
         return lambda config: LinearLags(weights.pooled, config)
     if contender.name == "untrained":
-        return _once(lambda: untrained(weights))
+        return lambda config: Untrained(weights, config)
     return lambda config: weights
-
-
-def _once(make: Callable[[], Weights]) -> Callable[[FoldConfig], Weights | Scorer]:
-    made: list[Weights] = []
-
-    def get(config: FoldConfig) -> Weights | Scorer:
-        if not made:
-            made.append(make())
-        return made[0]
-
-    return get
 
 
 def random_track(item: LabelledSeries, profile: Profile, seed: int) -> Track:
@@ -87,6 +70,7 @@ def random_track(item: LabelledSeries, profile: Profile, seed: int) -> Track:
     track.score[rows] = np.round(-np.log10(rng.uniform(size=len(rows))), 3)
     track.ranked[:] = track.score
     track.threshold[rows] = 0.0
+    track.contribution[:] = rng.uniform(size=track.contribution.shape)
     elapsed = np.diff(item.stream.times_ms[rows], prepend=item.stream.times_ms[rows[:1]])[:, None] / 1000.0
     budget = np.array([alarm_every_s(profile.alarm_budget) / max(item.row_s, 1e-3)])
     opened, alarmed = alarms_at(track.score[rows, None], elapsed.astype(np.float32), budget)
