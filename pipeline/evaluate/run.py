@@ -10,6 +10,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,7 @@ def _perform(task: Task) -> tuple[SeriesResult, ...]:
 
 def perform(task: Task, progress: Callable[[int], None] = lambda rows: None) -> tuple[SeriesResult, ...]:
     """Read, fold and judge the series of one task; ``progress`` is told the rows folded so far."""
-    recorded = [entry for entry in task.entries if entry.dataset != PLANTS]
-    generated = [entry for entry in task.entries if entry.dataset == PLANTS]
-    series = load_series(task.folder, recorded, is_quick=task.is_quick) if recorded else []
-    series += plant_series(generated, task.is_quick)
+    series = _loaded(task.folder, task.entries, task.is_quick)
     results: list[SeriesResult] = []
     done = 0
 
@@ -160,6 +158,15 @@ def perform(task: Task, progress: Callable[[int], None] = lambda rows: None) -> 
                 result = replace(result, picture=draw_series(item, tracks[item.name]))
             results.append(result)
     return tuple(results)
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path, entries: tuple[Entry, ...], is_quick: bool) -> list[LabelledSeries]:
+    """Series of a task; kept, since the next task of this process is likely another contender over the same."""
+    recorded = [entry for entry in entries if entry.dataset != PLANTS]
+    generated = [entry for entry in entries if entry.dataset == PLANTS]
+    series = load_series(folder, recorded, is_quick=is_quick) if recorded else []
+    return series + plant_series(generated, is_quick)
 
 
 def _tracks(task: Task, group: Group, note: Callable[[int], None]) -> dict[str, Track]:

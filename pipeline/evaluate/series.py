@@ -23,7 +23,7 @@ ROW_MS = 60_000
 """Rows of a recording without any time are taken as minutes, so that budgets and days mean something."""
 
 
-class Entry(BaseModel):
+class Entry(BaseModel, frozen=True):
     """What we need of one series in a manifest, beside what recordings read of it."""
 
     dataset: str
