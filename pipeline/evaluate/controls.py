@@ -19,6 +19,7 @@ from pipeline.settings import Profile, alarm_every_s
 
 Kind = Literal["chain", "random", "river"]
 GAUSSIAN_WINDOW = 500
+LEAST_SIGMA = 1e-6
 HST_SEED = 1
 
 
@@ -82,7 +83,7 @@ def random_track(item: LabelledSeries, profile: Profile, seed: int) -> Track:
 def river_track(item: LabelledSeries, name: str) -> Track:
     """Scores of one of river's detectors: score a row, then learn it."""
     track = Track.empty(len(item.stream), len(item.stream.features))
-    score = _trees if name == "half_space_trees" else _gaussian
+    score = _trees if name == "half_space_trees" else gaussian_scores
     track.ranked[:] = score(item.stream.values)
     return track
 
@@ -102,14 +103,31 @@ def _trees(values: Float32) -> Float32:
     return out
 
 
-def _gaussian(values: Float32) -> Float32:
+def gaussian_scores(values: Float32) -> Float32:
     """The largest of the features' scores, each with a detector of its own."""
-    make: Any = anomaly.GaussianScorer  # published without types
     out = np.zeros(len(values), np.float32)
-    for feature in range(values.shape[1]):
-        detector = make(window_size=GAUSSIAN_WINDOW)
-        for row, x in enumerate(values[:, feature].tolist()):
-            if x == x:
-                out[row] = max(out[row], detector.score_one(None, x))
-                detector.learn_one(None, x)
+    for column in values.T:
+        out = np.maximum(out, _gaussian_of_one(column))
+    return out
+
+
+def _gaussian_of_one(values: Float32) -> Float32:
+    """Scores of one feature.
+
+    Where a window is constant, river (0.26) has either no deviation and scores every value 1, or by rounding a negative
+    variance and fails: there, what equals the mean is normal and everything else is not.
+    """
+    make: Any = anomaly.GaussianScorer  # published without types
+    detector = make(window_size=GAUSSIAN_WINDOW)
+    known = np.flatnonzero(np.isfinite(values))
+    moved = (values[known] - values[known[:1]]).astype(np.float64)
+    out = np.zeros(len(values), np.float32)
+    for row, x in zip(known.tolist(), moved.tolist(), strict=True):
+        if detector.gaussian.n_samples >= detector.grace_period:
+            sigma = detector.gaussian.sigma
+            if isinstance(sigma, complex) or sigma < LEAST_SIGMA:
+                out[row] = abs(x - detector.gaussian.mu) > LEAST_SIGMA
+            else:
+                out[row] = detector.score_one(None, x)
+        detector.learn_one(None, x)
     return out

@@ -13,7 +13,7 @@ import pytest
 from models.pretrained import builtin
 from pipeline.__main__ import main
 from pipeline.evaluate.compare import Raised, differences
-from pipeline.evaluate.controls import CONTROLS, SERVED, predictor_of, random_track, river_track
+from pipeline.evaluate.controls import CONTROLS, SERVED, gaussian_scores, predictor_of, random_track, river_track
 from pipeline.evaluate.fold import fold, groups_of
 from pipeline.evaluate.generated import plant_entries, plant_series
 from pipeline.evaluate.judge import ANOMALOUS, judge, replay_budgets
@@ -163,6 +163,16 @@ def test_river_references_rank_the_spike_high(folder, name):
     result = judge(item, river_track(item, name), {})
     assert result.ranked.auc_pr > 0.1
     assert result.budgets == {}
+
+
+def test_gaussian_reference_calls_a_constant_feature_normal():
+    """river scores every value of a constant window 1, or fails on a variance below 0: that would flatter us."""
+    values = np.full((900, 1), 0.1, np.float32)
+    values[:200, 0] = np.random.default_rng(0).normal(1e3, 1.0, 200)
+    values[880] = 0.2
+    scores = gaussian_scores(values)
+    assert (scores[720:880] == 0).all()
+    assert scores[880] == 1
 
 
 def test_quick_run_takes_a_part_of_the_folder(folder, tmp_path):
