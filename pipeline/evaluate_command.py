@@ -36,7 +36,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.errors import ConfigurationError
 from pipeline.evaluate.compare import Difference, Raised, differences, profile_for, raised_by
@@ -137,9 +137,7 @@ def _run(tasks: Sequence[Task], processes: int, console: Console) -> dict[str, l
         def note(number: int, rows: int) -> None:
             task = tasks[number]
             if rows and number not in lines:
-                words = "+".join(sorted({entry.dataset for entry in task.entries}))
-                run = f" {task.run + 1}" if task.run else ""
-                lines[number] = bar.add_task(f"  {task.contender.name}{run} {words}", total=task.rows)
+                lines[number] = bar.add_task(f"  {_words(task)}", total=task.rows)
             if number in lines:
                 bar.update(lines[number], completed=rows)
             shares[number] = max(shares[number], task.cost * min(1.0, rows / max(1, task.rows)))
@@ -151,8 +149,15 @@ def _run(tasks: Sequence[Task], processes: int, console: Console) -> dict[str, l
             if number in lines:
                 bar.update(lines[number], visible=False)
             bar.update(whole, completed=sum(shares))
+            if not console.is_terminal:
+                console.print(f"{sum(shares) / sum(task.cost for task in tasks):4.0%}  {_words(done.task)}")
             results[done.task.contender.name][done.task.run].extend(done.results)
     return results
+
+
+def _words(task: Task) -> str:
+    run = f" {task.run + 1}" if task.run else ""
+    return f"{task.contender.name}{run} {'+'.join(sorted({entry.dataset for entry in task.entries}))}"
 
 
 def _made_with(knobs: Sequence[Profile], series: int, is_quick: bool, seconds: float) -> dict[str, str]:
@@ -242,7 +247,7 @@ def _show_difference(difference: Difference, paths: Sequence[Path], console: Con
         f"{len(difference.disappeared)} only with {a}, {len(difference.appeared)} only with {b}"
     )
     console.print(f"last 30 days: {difference.last_month[0]} alerts with {a}, {difference.last_month[1]} with {b}")
-    table = Table("", "stream", "opened", "peak score")
+    table = Table("", Column("stream", overflow="fold"), "opened", "peak score")
     lines = [("disappears", alert) for alert in difference.disappeared]
     lines += [("appears", alert) for alert in difference.appeared]
     lines += [(f"moves by {(new.opened_ms - old.opened_ms) / 1000:.0f} s", new) for old, new in difference.moved]

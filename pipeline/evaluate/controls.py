@@ -41,16 +41,17 @@ class Contender:
     kind: Kind
 
 
+_READ_OUT = "read out by fast weights; where rows have none, as fitted once to generated series"
+
 SERVED = Contender("served", "the predictor that is served", "chain")
 CONTROLS = (
     Contender("naive", "last value through the same chain", "chain"),
-    Contender("untrained", "a network that never learned, read out by fast weights (*)", "chain"),
-    Contender("lags", "AR(20): linear lags, read out by fast weights (*)", "chain"),
+    Contender("untrained", f"a network that never learned, {_READ_OUT}", "chain"),
+    Contender("lags", f"AR(20): linear lags, {_READ_OUT}", "chain"),
     Contender("random", "random scores through the same decision", "random"),
     Contender("half_space_trees", "river HalfSpaceTrees", "river"),
     Contender("gaussian", "river GaussianScorer, largest feature", "river"),
 )
-READ_OUT_NOTE = "(*) where rows have no fast weights, a linear read-out fitted to generated series"
 
 
 def predictor_of(contender: Contender, weights: Weights) -> Predictor:

@@ -14,7 +14,7 @@ from models.config import Evidence
 Ranked = Literal["score", "level", "activity", "entity", "entity_smooth", "values", "residuals"]
 Clean = Literal["prefix", "unlabelled", "nothing"]
 
-BEFORE_PREFIX_ENDS = 4_000
+BEFORE_PREFIX_ENDS = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Part:
     rows
         At most so many rows of a series.
     begin
-        Where they begin: at the beginning of the series, 4000 rows before its training prefix ends, or so that its
+        Where they begin: at the beginning of the series, 3000 rows before its training prefix ends, or so that its
         middle event lies in the middle.
     """
 
@@ -83,13 +83,13 @@ PLANS = {
     "msl": Plan("single", "activity", _TELEMETRY, clean="prefix", quick=Part()),
     "mscloud": Plan("single", "activity", quick=Part(longest=2_000)),
     "netman_kpi": Plan("single", "activity"),
-    "smd": Plan("jump", "entity_smooth", clean="prefix", quick=Part(rows=9_000, begin="prefix")),
+    "smd": Plan("jump", "entity_smooth", clean="prefix", quick=Part(rows=7_000, begin="prefix")),
     "asd": Plan("jump", "entity_smooth", clean="prefix"),
     "skab": Plan("coupled", "values", quick=Part(longest=2_000)),
     "3w": Plan("jump", "entity_smooth", clean="unlabelled", part=Part(rows=25_000)),
     "gecco2018": Plan("jump", "entity_smooth"),
     "kdd99": Plan("jump", "entity_smooth", is_each_apart=True, part=Part(rows=50_000, begin="events")),
-    "modbus": Plan("jump", "entity_smooth", is_each_apart=True, quick=Part(longest=4_000)),
+    "modbus": Plan("jump", "entity_smooth", is_each_apart=True, quick=Part(longest=2_000)),
     "zeek": Plan("jump", "entity_smooth", is_each_apart=True, quick=Part(longest=2_000)),
     "ctu13": Plan("jump", "entity_smooth", is_each_apart=True, part=Part(rows=50_000, begin="events")),
 }

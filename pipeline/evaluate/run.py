@@ -77,13 +77,19 @@ def tasks_of(
         key = (plan.evidence, entry.numbers, interval, entry.timestamp_kind == "iso8601", plan.budget)
         together.setdefault(key, []).append(entry)
     tasks = [
-        Task(0, folder, tuple(group), contender, run, used, is_quick, has_pictures and contender == SERVED and run == 0)
+        Task(0, folder, taken, contender, run, used, is_quick, has_pictures and contender == SERVED and run == 0)
         for group in together.values()
         for contender in contenders
         for run, used in enumerate(knobs if contender == SERVED else knobs[:1])
+        if (taken := _taken(group, contender))
     ]
     ordered = sorted(tasks, key=lambda task: -task.cost)
     return [replace(task, number=number) for number, task in enumerate(ordered)]
+
+
+def _taken(group: Sequence[Entry], contender: Contender) -> tuple[Entry, ...]:
+    """Plants measure alarm budgets, which only chains have."""
+    return tuple(entry for entry in group if contender.kind == "chain" or entry.dataset != PLANTS)
 
 
 @dataclass(frozen=True, slots=True)

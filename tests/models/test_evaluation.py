@@ -87,6 +87,13 @@ def test_nab_has_one_threshold_for_the_whole_corpus():
     assert both.per_file["loud"] == pytest.approx(1 - 0.11)
 
 
+def test_nab_of_a_file_drawn_twice_is_that_of_the_file():
+    """A bootstrap draws files with replacement: each draw counts, windows and gains alike."""
+    file = NabFile("file", spikes(1000, 450, 600, 720), ((400, 499), (700, 799), (900, 950)))
+    assert 0 < nab_score([file]).score < 100
+    assert nab_score([file, file]).score == pytest.approx(nab_score([file]).score)
+
+
 def test_nab_refuses_rows_without_a_score():
     """NaN sorts anywhere, and would silently win or lose."""
     with pytest.raises(ValueError):
