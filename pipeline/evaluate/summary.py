@@ -15,6 +15,7 @@ from models.evaluation.bootstrap import Interval, bootstrap
 from models.evaluation.events import EventCounts, together
 from models.evaluation.nab import PROFILES, nab_score
 from pipeline.evaluate.judge import BUDGETS, FIXED, Attribution, Clean, SeriesResult
+from pipeline.evaluate.plan import PLANTS
 
 Results = Sequence[SeriesResult]
 Runs = Sequence[Results]
@@ -238,6 +239,11 @@ def by_domain(results: Results) -> dict[str, list[SeriesResult]]:
     return _grouped(results, lambda result: result.domain)
 
 
+def recorded(results: Results) -> list[SeriesResult]:
+    """Series that were not generated."""
+    return [result for result in results if result.data_set != PLANTS]
+
+
 def _grouped(results: Results, key: Callable[[SeriesResult], str]) -> dict[str, list[SeriesResult]]:
     groups: dict[str, list[SeriesResult]] = {}
     for result in sorted(results, key=lambda result: result.name):
@@ -245,6 +251,7 @@ def _grouped(results: Results, key: Callable[[SeriesResult], str]) -> dict[str, 
     return dict(sorted(groups.items()))
 
 
+RECORDED = "recorded"
 HEADLINES: Mapping[str, tuple[str | None, str]] = {
     "nab_standard": ("nab", "nab_standard"),
     "nab_low_fp": ("nab", "nab_low_fp"),
@@ -272,16 +279,20 @@ HEADLINES: Mapping[str, tuple[str | None, str]] = {
     "false_alarms_per_stream_day": (None, "false_alarms_per_stream_day"),
     "budget_ratio": (None, "budget_ratio_1/week"),
     "budget_ratio_day": (None, "budget_ratio_1/day"),
+    "budget_ratio_recorded": (RECORDED, "budget_ratio_1/week"),
+    "budget_ratio_day_recorded": (RECORDED, "budget_ratio_1/day"),
     "attribution_hit_rate": (None, "attribution_hit_rate"),
     "attribution_share": (None, "attribution_share"),
 }
-"""Key of the summary -> data set (``None``: everything) and figure."""
+"""Key of the summary -> data set (``None``: everything; ``recorded``: without generated plants) and figure."""
 
 
 def _headline_runs(runs: Runs, key: str) -> tuple[Runs, str]:
     data_set, figure_key = HEADLINES[key]
     if data_set is None:
         return runs, figure_key
+    if data_set == RECORDED:
+        return [recorded(results) for results in runs], figure_key
     return [by_data_set(results).get(data_set, []) for results in runs], figure_key
 
 

@@ -10,11 +10,12 @@ from functools import cached_property
 
 from models.evaluation.bootstrap import Interval
 from pipeline.evaluate.controls import SERVED, Contender
-from pipeline.evaluate.judge import Moment, SeriesResult
+from pipeline.evaluate.judge import BUDGETS, Moment, SeriesResult
 from pipeline.evaluate.plan import PLANTS
 from pipeline.evaluate.summary import (
     BY_KEY,
     HEADLINES,
+    LEAST_EXPECTED,
     Results,
     Runs,
     attribution_of,
@@ -25,6 +26,7 @@ from pipeline.evaluate.summary import (
     figure,
     headline_interval,
     headlines,
+    recorded,
 )
 
 LESS_IS_BETTER = ("false_alarms", "delay", "budget_ratio")
@@ -185,6 +187,10 @@ def _all(evaluation: Evaluation) -> Group:
     return "**all**", lambda contender: evaluation.runs[contender]
 
 
+def _recorded(evaluation: Evaluation) -> Group:
+    return "*recorded*", lambda contender: [recorded(results) for results in evaluation.runs[contender]]
+
+
 def ranking_table(evaluation: Evaluation) -> Table:
     """VUS-PR and AUC-PR of every data set, domain and overall."""
     rows = []
@@ -254,14 +260,11 @@ def budget_table(evaluation: Evaluation) -> Table:
     """False alarms where nothing happens, over those allowed."""
     beside = [contender.name for contender in evaluation.controls if contender.kind == "chain"]
     rows = []
-    for words, runs in [*_sets(evaluation, evaluation.served), _all(evaluation)]:
+    for words, runs in [*_sets(evaluation, evaluation.served), _recorded(evaluation), _all(evaluation)]:
         served = runs(SERVED.name)
         if math.isnan(figure(served, "clean_days")):
             continue
-        counts = [
-            f"{_cell(served, f'budget_ratio_{name}')} ({clean_at(served[0], name).alarms})"
-            for name in ("1/day", "1/week", "1/month")
-        ]
+        counts = [_of_allowed(served, name) for name in ("1/day", "1/week", "1/month")]
         others = [f"{_cell(runs(n), 'budget_ratio_1/day')} / {_cell(runs(n), 'budget_ratio_1/week')}" for n in beside]
         rows.append((words, _cell(served, "clean_days"), *counts, *others))
     within = [_cell(evaluation.runs[SERVED.name], f"budget_sets_within_{name}") for name in ("1/day", "1/week")]
@@ -269,9 +272,17 @@ def budget_table(evaluation: Evaluation) -> Table:
         "Alarm budget: realised over allowed false alarms where nothing happens",
         ("", "stream days", "1/day", "1/week", "1/month", *beside),
         tuple(rows),
-        f"Alarms in brackets. Controls: at 1/day / 1/week. Share of the data sets within a factor of two at 1/day: "
-        f"{within[0]}, of three at 1/week: {within[1]} (of those that are allowed at least one alarm).",
+        f"Alarms of those allowed in brackets. Controls: at 1/day / 1/week. Data sets within a factor of two at 1/day: "
+        f"{within[0]} of them, of three at 1/week: {within[1]} (of those that are allowed at least one alarm).",
     )
+
+
+def _of_allowed(runs: Runs, budget: str) -> str:
+    """The ratio, and alarms of those allowed; no ratio where not even one is allowed."""
+    clean = clean_at(runs[0], budget)
+    allowed = clean.days * BUDGETS[budget]
+    ratio = _cell(runs, f"budget_ratio_{budget}") if allowed >= LEAST_EXPECTED else "–"
+    return f"{ratio} ({clean.alarms} of {allowed:.1f})"
 
 
 def rate_table(evaluation: Evaluation) -> Table:
