@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--light", action="store_true", help="the narrow row")
     parser.add_argument(
         "--controls", nargs="*", choices=[contender.name for contender in CONTROLS], default=None,
-        help="which controls to run (default: all)",
+        help="which controls to run (default: all; with --quick untrained and lags only where rows adapt)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write all figures")
     parser.add_argument("--report", type=Path, help="write a page with tables and pictures (default: report.html)")

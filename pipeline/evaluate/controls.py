@@ -34,11 +34,14 @@ class Contender:
     kind
         ``chain``: forecasts through the production engine; ``random``: scores that know nothing, through the production
         decision; ``river``: a detector of the river package, which ranks but raises no alarms of its own.
+    is_quick_everywhere
+        Whether the quick run, which has three minutes, has time for it on rows without fast weights, too.
     """
 
     name: str
     words: str
     kind: Kind
+    is_quick_everywhere: bool = True
 
 
 _READ_OUT = "read out by fast weights; where rows have none, as fitted once to generated series"
@@ -46,8 +49,8 @@ _READ_OUT = "read out by fast weights; where rows have none, as fitted once to g
 SERVED = Contender("served", "the predictor that is served", "chain")
 CONTROLS = (
     Contender("naive", "last value through the same chain", "chain"),
-    Contender("untrained", f"a network that never learned, {_READ_OUT}", "chain"),
-    Contender("lags", f"AR(20): linear lags, {_READ_OUT}", "chain"),
+    Contender("untrained", f"a network that never learned, {_READ_OUT}", "chain", is_quick_everywhere=False),
+    Contender("lags", f"AR(20): linear lags, {_READ_OUT}", "chain", is_quick_everywhere=False),
     Contender("random", "random scores through the same decision", "random"),
     Contender("half_space_trees", "river HalfSpaceTrees", "river"),
     Contender("gaussian", "river GaussianScorer, largest feature", "river"),

@@ -82,9 +82,15 @@ def tasks_of(
         for contender in contenders
         for run, used in enumerate(knobs if contender == SERVED else knobs[:1])
         if (taken := _taken(group, contender))
+        and (not is_quick or contender.is_quick_everywhere or _adapts(group[0], used))
     ]
     ordered = sorted(tasks, key=lambda task: -task.cost)
     return [replace(task, number=number) for number, task in enumerate(ordered)]
+
+
+def _adapts(entry: Entry, knobs: Profile) -> bool:
+    evidence = entry.plan.evidence or ("single" if entry.numbers == 1 else "jump")
+    return evidence == "single" and not knobs.light
 
 
 def _taken(group: Sequence[Entry], contender: Contender) -> tuple[Entry, ...]:

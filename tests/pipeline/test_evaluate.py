@@ -165,6 +165,19 @@ def test_river_references_rank_the_spike_high(folder, name):
     assert result.budgets == {}
 
 
+def test_quick_run_leaves_out_controls_that_only_adaptive_rows_need(folder):
+    """Three minutes are short: rows without fast weights have last value, random and the references beside them."""
+    entries = read_entries(folder)
+
+    def beside(data_set, is_quick):
+        tasks = tasks_of(folder, entries, CONTROLS, [KNOBS], is_quick=is_quick)
+        return {task.contender.name for task in tasks if task.entries[0].dataset == data_set}
+
+    everything = {contender.name for contender in CONTROLS}
+    assert beside("ucr", True) == beside("ucr", False) == beside("smd", False) == everything
+    assert beside("smd", True) == everything - {"untrained", "lags"}
+
+
 def test_gaussian_reference_calls_a_constant_feature_normal():
     """river scores every value of a constant window 1, or fails on a variance below 0: that would flatter us."""
     values = np.full((900, 1), 0.1, np.float32)
