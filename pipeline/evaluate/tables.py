@@ -328,8 +328,8 @@ def attribution_table(evaluation: Evaluation) -> Table:
                 "attribution_share_all_events",
             )  # fmt: skip
             cells = [_cell(runs, key) for key in keys]
-            if contender.kind != "river":
-                events = attribution_of(runs[0])
+            events = attribution_of(runs[0])
+            if contender.kind != "river" and events.events:
                 rows.append((name, contender.name, f"{events.alerted} of {events.events}", *cells))
     return Table(
         "Explanations: causes that experts named among the first five features shown",
