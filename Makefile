@@ -5,13 +5,16 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 TORCH ?= default
 RECORDING ?=
+RECORDINGS ?=
+SEEDS ?= 1 2 3
 
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-learning test test-long check integration gpu bench bench-learner up replay
+.PHONY: help setup demo demo-learning test test-long check integration gpu bench bench-learner up replay seeds results \
+	named-recordings
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +57,21 @@ up: $(READY)  ## a real Kafka and Redis on this machine until Ctrl-C
 replay: $(READY)  ## replay a recording through the engine: make replay RECORDING=FILE
 	@test -n "$(RECORDING)" || { echo "which recording? make replay RECORDING=FILE"; exit 2; }
 	@$(RUN)tidewatch replay "$(RECORDING)" --to engine
+
+named-recordings:
+	@test -n "$(RECORDINGS)" || { echo "which recordings? make results RECORDINGS=FOLDER"; exit 2; }
+
+WEIGHTS := $(SEEDS:%=runs/seeds/gru-%)
+LEARNED_FROM := models/training.py models/calibration.py $(wildcard models/synthetic/*.py)
+
+seeds: $(WEIGHTS:%=%/manifest.json)  ## the shipped predictor again from SEEDS (1 2 3): runs/seeds, minutes each
+
+runs/seeds/gru-%/manifest.json: $(LEARNED_FROM) | $(READY)
+	@$(RUN)tidewatch pretrain --cell gru --hidden 64 --seed $* --out $(@D)
+
+results: named-recordings seeds  ## docs/results.md from labelled recordings, means over the seeds: make results RECORDINGS=FOLDER
+	@$(RUN)tidewatch evaluate "$(RECORDINGS)" --predictor $(WEIGHTS) --json runs/results.json --report runs/results.html \
+		--markdown docs/results.md
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=..."; exit 2; }

@@ -1,25 +1,27 @@
 """Predictors that know nothing, for the same fold: what the pretrained one has to beat (recipe.md, finding 1).
 
-Each is a :class:`models.step.Scorer` that differs from the served one in its forecasts alone.
+Each is a :class:`models.step.Scorer` that differs from the served one in its forecasts alone. Rows with fast weights
+learn to read the features of a control out; for rows without, a linear read-out is fitted once to generated series.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from models.config import FoldConfig, PredictorConfig
-from models.predictor import FORECAST_LIMIT, LOG_SCALE_RANGE
+from models.predictor import FORECAST_LIMIT, LOG_SCALE_RANGE, SERVED
 from models.pretrained import PooledTails, Weights, preconditioner
 from models.step import Scorer
 from models.synthetic import corpus
 from models.training import Lessons, prepare
 
 LAGS = 20
-CORPUS_SERIES, CORPUS_LENGTH = 88, 1024
+CORPUS_SERIES, CORPUS_LENGTH, CORPUS_SEED = 88, 1024, 1
 FROM, EVERY = 100, 8
 
 
@@ -44,18 +46,20 @@ class LastValue(Scorer):
 
 
 class LinearLags(Scorer):
-    """A linear forecast from the last p values and the twelve inputs, learned by each stream from nothing.
+    """AR(p): a linear forecast from the last p values and the twelve inputs.
 
-    The hidden state is a shift register of p normalised values; the frozen forecast is the last value, and fast weights
-    do the rest.
+    The hidden state is a shift register of p normalised values. Where rows have fast weights the frozen forecast is the
+    last value, and each stream learns the rest from nothing; else the lags are read out as generated series taught.
     """
 
     def __init__(
         self, pooled: PooledTails, config: FoldConfig, device: torch.device | str = "cpu", lags: int = LAGS
     ) -> None:
         shape = Weights.random(PredictorConfig(hidden=lags))
-        mu0, p0 = preconditioner(_lagged_features(lags))
+        hidden = _lagged(_lessons().inputs, lags)
+        mu0, p0 = preconditioner(_features(hidden))
         super().__init__(replace(shape, mu0=mu0, P0=p0, pooled=pooled), config, device)
+        self._read_out = None if self.is_adaptive else ReadOut.fitted(hidden, self.weights)
 
     def advance(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Shift asinh z in."""
@@ -64,7 +68,77 @@ class LinearLags(Scorer):
 
     def forecast(self, hidden: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`models.predictor.ServingHead`."""
-        return last_value(inputs)
+        return last_value(inputs) if self._read_out is None else self._read_out.forecast(hidden, inputs)
+
+
+class Untrained(Scorer):
+    """A network of the same shape that never learned.
+
+    Where rows have fast weights its head is as random as the rest, and each stream learns from nothing; else the hidden
+    state is read out as generated series taught (an echo state network).
+    """
+
+    def __init__(self, weights: Weights, config: FoldConfig, device: torch.device | str = "cpu", seed: int = 0) -> None:
+        blank = Weights.random(weights.predictor, seed)
+        with torch.no_grad():
+            hidden, _ = blank.build()(_lessons().inputs)
+        mu0, p0 = preconditioner(_features(hidden))
+        super().__init__(replace(blank, mu0=mu0, P0=p0, pooled=weights.pooled), config, device)
+        self._read_out = None if self.is_adaptive else ReadOut.fitted(hidden, self.weights)
+
+    def forecast(self, hidden: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`models.predictor.ServingHead`."""
+        if self._read_out is None:
+            return super().forecast(hidden, inputs)
+        return self._read_out.forecast(hidden, inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOut:
+    """A linear correction of the last value from phi = [h, input], for the served horizons, in asinh units.
+
+    Attributes
+    ----------
+    mean
+        ``(H + 12, 1)``.
+    weight, bias
+        ``(3, H + 12)`` and ``(3, 1)``.
+    """
+
+    mean: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def fitted(cls, hidden: Tensor, weights: Weights) -> ReadOut:
+        """Ridge regression on generated series, whose hidden states ``(T, B, H)`` are given.
+
+        mu0 and P0 of the weights are the mean and the inverse ridge covariance of phi on the same series, so that what
+        is left to do is P0 times the covariance of phi and target.
+        """
+        lessons = _lessons()
+        longest = SERVED[-1]
+        now = slice(FROM, lessons.x.shape[0] - longest, EVERY)
+        phi = torch.cat((hidden, lessons.inputs), -1)[now]
+        targets = []
+        for k in SERVED:
+            later = lessons.x[FROM + k : lessons.x.shape[0] - longest + k : EVERY]
+            targets.append(torch.asinh((later - lessons.mean[now]) / lessons.sigma[now]) - lessons.inputs[now][..., 0])
+        target = torch.stack(targets, -1)
+        known = torch.isfinite(target).all(-1)
+        target, phi = target[known].double(), phi[known].double() - weights.mu0.double()
+        bias = target.mean(0)
+        weight = weights.P0.double() @ (phi.T @ (target - bias)) / len(phi)
+        return cls(weights.mu0[:, None], weight.T.float().contiguous(), bias.float()[:, None])
+
+    def forecast(self, hidden: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`models.predictor.ServingHead`."""
+        phi = torch.cat((hidden.t(), inputs))
+        ahead = inputs[0] + torch.addmm(self.bias, self.weight, phi - self.mean)
+        mixture, _, _ = last_value(inputs)
+        mixture[3:6] = ahead[0]
+        z = torch.sinh(ahead).clamp(-FORECAST_LIMIT, FORECAST_LIMIT)
+        return mixture, z[1], z[2]
 
 
 def last_value(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,24 +157,17 @@ def last_value(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mixture, z, z
 
 
-def untrained(weights: Weights, seed: int = 0) -> Weights:
-    """A network of the same shape that never learned, with the preconditioner of its own features on normal series."""
-    blank = Weights.random(weights.predictor, seed)
-    lessons = _lessons()
-    with torch.no_grad():
-        hidden, _ = blank.build()(lessons.inputs)
-    phi = torch.cat((hidden, lessons.inputs), -1)[FROM::EVERY].flatten(0, 1)
-    mu0, p0 = preconditioner(phi)
-    return replace(blank, mu0=mu0, P0=p0, pooled=weights.pooled)
+@cache
+def _lessons() -> Lessons:
+    return prepare(corpus(CORPUS_SERIES, CORPUS_LENGTH, CORPUS_SEED))
 
 
-def _lessons(seed: int = 1) -> Lessons:
-    return prepare(corpus(CORPUS_SERIES, CORPUS_LENGTH, seed))
+def _features(hidden: Tensor) -> Tensor:
+    """phi ``(n, H + 12)`` of every eighth observation, the first hundred left out."""
+    return torch.cat((hidden, _lessons().inputs), -1)[FROM::EVERY].flatten(0, 1)
 
 
-def _lagged_features(lags: int) -> Tensor:
-    inputs = _lessons().inputs
-    length = inputs.shape[0]
-    past = [inputs[lags - 1 - k : length - k, :, 0] for k in range(lags)]
-    phi = torch.cat((torch.stack(past, -1), inputs[lags - 1 :]), -1)
-    return phi[FROM::EVERY].flatten(0, 1)
+def _lagged(inputs: Tensor, lags: int) -> Tensor:
+    """The shift register ``(T, B, lags)`` after each observation, zeros before the first."""
+    values = torch.cat((inputs.new_zeros(lags - 1, inputs.shape[1]), inputs[..., 0]))
+    return torch.stack([values[lags - 1 - k : len(values) - k] for k in range(lags)], -1)

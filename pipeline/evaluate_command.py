@@ -1,14 +1,16 @@
 """``tidewatch evaluate``: how good the detection is on labelled recordings, beside controls.
 
 Labelled series of a folder with a manifest go through the production engine with the production configuration, all
-series of one kind side by side, and so do the controls: last value, an untrained network and linear lags with fast
-weights, random scores; two detectors of the river package stand beside them. Reported are the NAB score (three
-profiles, one threshold for the corpus), VUS-PR and AUC-PR, events found with delay and precision, false alarms per
-stream and day, realised over budgeted false alarms, and how often an alert names a true cause among its first five
-features; with bootstrap intervals over series, for every series, data set and domain. Rows are never point-adjusted.
+series of one kind side by side, and so do the controls: last value, an untrained network and linear lags (AR),
+random scores; two detectors of the river package stand beside them. Reported are the NAB score (three
+profiles, one threshold for the corpus), VUS-PR and AUC-PR, events found with delay, precision and F1, false alarms per
+stream and day, realised over budgeted false alarms where nothing happens (generated plants among them), and how often
+an alert names a true cause among its first five features; with bootstrap intervals over series, for every series,
+data set, domain and overall. Rows are never point-adjusted.
 
---quick takes a fixed, representative part. --compare A.toml B.toml replays one recording, labelled or not, under two
-configurations and says which alerts appear, disappear or move.
+--quick takes a fixed, representative part. Several --predictor give means over their weights: pretraining is judged
+over seeds. --compare A.toml B.toml replays one recording, labelled or not, under two configurations and says which
+alerts appear, disappear or move, and how many would have fired in its last 30 days.
 """
 
 from __future__ import annotations
@@ -34,15 +36,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.errors import ConfigurationError
 from pipeline.evaluate.compare import Difference, Raised, differences, profile_for, raised_by
-from pipeline.evaluate.controls import CONTROLS, QUICK_CONTROLS, SERVED, Contender
+from pipeline.evaluate.controls import CONTROLS, SERVED, Contender
+from pipeline.evaluate.generated import plant_entries
 from pipeline.evaluate.judge import SeriesResult
-from pipeline.evaluate.report import Evaluation, as_json, as_markdown, as_page, first_lines
+from pipeline.evaluate.plan import PLANTS
+from pipeline.evaluate.report import as_json, as_markdown, as_page, first_lines
 from pipeline.evaluate.run import Task, run_tasks, tasks_of
-from pipeline.evaluate.series import read_entries
+from pipeline.evaluate.series import Entry, read_entries
+from pipeline.evaluate.tables import Evaluation
 from pipeline.registry import base_weights
 from pipeline.settings import Profile, Settings
 from pipeline.sources.recording import open_recording
@@ -51,6 +56,7 @@ EXAMPLES = """\
 examples:
   tidewatch evaluate RECORDINGS --quick --json runs/quick.json
   tidewatch evaluate RECORDINGS --only nab smd --report runs/report.html
+  tidewatch evaluate RECORDINGS --predictor runs/seeds/gru-1 runs/seeds/gru-2 runs/seeds/gru-3
   tidewatch evaluate pumps.csv --compare today.toml tomorrow.toml
 """
 SHOWN_ALERTS = 20
@@ -61,11 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recording", type=Path, help="folder with a manifest; with --compare any recording")
     parser.add_argument("--quick", action="store_true", help="a fixed part, in under three minutes on two cores")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="data sets or patterns of series")
-    parser.add_argument("--predictor", default="gru", help="gru, lstm, gru32 or the path of a version folder")
+    parser.add_argument(
+        "--predictor", nargs="+", default=["gru"], metavar="NAME",
+        help="gru, lstm, gru32 or the path of a version folder; of several the figures are means",
+    )  # fmt: skip
     parser.add_argument("--light", action="store_true", help="the narrow row")
     parser.add_argument(
         "--controls", nargs="*", choices=[contender.name for contender in CONTROLS], default=None,
-        help="which controls to run (default: all; with --quick naive and random)",
+        help="which controls to run (default: all; with --quick untrained and lags only where rows adapt)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write all figures")
     parser.add_argument("--report", type=Path, help="write a page with tables and pictures (default: report.html)")
@@ -84,28 +93,39 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args, console)
     started = time.monotonic()
     contenders = (SERVED, *_controls(args))
-    knobs = Profile(topics=("recording",), features=("value",), predictor=args.predictor, light=args.light)
-    entries = read_entries(args.recording, args.only, is_quick=args.quick)
+    knobs = [
+        Profile(topics=("recording",), features=("value",), predictor=predictor, light=args.light)
+        for predictor in args.predictor
+    ]
+    entries = _entries(args)
     tasks = tasks_of(
         args.recording, entries, contenders, knobs, is_quick=args.quick, has_pictures=not args.no_pictures
     )  # fmt: skip
-    results = _run(tasks, args.processes or os.cpu_count() or 1, console)
+    runs = _run(tasks, args.processes or os.cpu_count() or 1, console)
     made_with = _made_with(knobs, len(entries), args.quick, time.monotonic() - started)
-    evaluation = Evaluation(made_with, contenders, {c.name: results.get(c.name, []) for c in contenders})
+    evaluation = Evaluation(made_with, contenders, {contender.name: runs[contender.name] for contender in contenders})
     _show(evaluation, console)
     _write(args, evaluation, console)
     return 0
 
 
 def _controls(args: argparse.Namespace) -> list[Contender]:
-    names = args.controls
-    if names is None:
-        names = QUICK_CONTROLS if args.quick else [contender.name for contender in CONTROLS]
-    return [contender for contender in CONTROLS if contender.name in names]
+    return [contender for contender in CONTROLS if args.controls is None or contender.name in args.controls]
 
 
-def _run(tasks: Sequence[Task], processes: int, console: Console) -> dict[str, list[SeriesResult]]:
-    results: dict[str, list[SeriesResult]] = {}
+def _entries(args: argparse.Namespace) -> list[Entry]:
+    """The recorded series that were asked for, and the generated plants."""
+    only = [pattern for pattern in args.only if pattern != PLANTS]
+    entries = read_entries(args.recording, only, is_quick=args.quick) if only or not args.only else []
+    return entries + (plant_entries(args.quick) if not args.only or PLANTS in args.only else [])
+
+
+def _run(tasks: Sequence[Task], processes: int, console: Console) -> dict[str, list[list[SeriesResult]]]:
+    """Results by contender, one list for each of its weights."""
+    results: dict[str, list[list[SeriesResult]]] = {}
+    for task in tasks:
+        runs = results.setdefault(task.contender.name, [])
+        runs.extend([] for _ in range(task.run + 1 - len(runs)))
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
@@ -117,8 +137,7 @@ def _run(tasks: Sequence[Task], processes: int, console: Console) -> dict[str, l
         def note(number: int, rows: int) -> None:
             task = tasks[number]
             if rows and number not in lines:
-                words = "+".join(sorted({entry.dataset for entry in task.entries}))
-                lines[number] = bar.add_task(f"  {task.contender.name} {words}", total=task.rows)
+                lines[number] = bar.add_task(f"  {_words(task)}", total=task.rows)
             if number in lines:
                 bar.update(lines[number], completed=rows)
             shares[number] = max(shares[number], task.cost * min(1.0, rows / max(1, task.rows)))
@@ -130,18 +149,28 @@ def _run(tasks: Sequence[Task], processes: int, console: Console) -> dict[str, l
             if number in lines:
                 bar.update(lines[number], visible=False)
             bar.update(whole, completed=sum(shares))
-            results.setdefault(done.task.contender.name, []).extend(done.results)
+            if not console.is_terminal:
+                console.print(f"{sum(shares) / sum(task.cost for task in tasks):4.0%}  {_words(done.task)}")
+            results[done.task.contender.name][done.task.run].extend(done.results)
     return results
 
 
-def _made_with(knobs: Profile, series: int, is_quick: bool, seconds: float) -> dict[str, str]:
-    weights = base_weights(knobs.builtin() or knobs.predictor)
+def _words(task: Task) -> str:
+    run = f" {task.run + 1}" if task.run else ""
+    return f"{task.contender.name}{run} {'+'.join(sorted({entry.dataset for entry in task.entries}))}"
+
+
+def _made_with(knobs: Sequence[Profile], series: int, is_quick: bool, seconds: float) -> dict[str, str]:
+    used = [base_weights(profile.builtin() or profile.predictor).fingerprint() for profile in knobs]
+    names = [Path(profile.predictor).name + (", light row" if profile.light else "") for profile in knobs]
+    cpu = sum(os.times()[:4])
     return {
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "predictor": f"{knobs.predictor}{', light row' if knobs.light else ''}, weights {weights.fingerprint()}",
+        "predictor": "; ".join(f"{name}, weights {mark}" for name, mark in zip(names, used, strict=True)),
+        "settings": "defaults of a profile; evidence and part of each data set: pipeline/evaluate/plan.py",
         "series": f"{series}{' (the quick part)' if is_quick else ''}",
-        "seconds": f"{seconds:.0f} on {os.cpu_count()} cores ({platform.machine()})",
+        "seconds": f"{seconds:.0f}, {cpu:.0f} of processor time, on {os.cpu_count()} cores ({platform.machine()})",
         "torch": torch.__version__,
     }
 
@@ -178,7 +207,7 @@ def _command(args: argparse.Namespace) -> str:
     words = ["tidewatch evaluate", "RECORDINGS"]
     words += ["--quick"] if args.quick else []
     words += ["--only", *args.only] if args.only else []
-    words += ["--predictor", args.predictor] if args.predictor != "gru" else []
+    words += ["--predictor", *args.predictor] if args.predictor != ["gru"] else []
     return " ".join([*words, "--markdown", args.markdown.name])
 
 
@@ -218,7 +247,7 @@ def _show_difference(difference: Difference, paths: Sequence[Path], console: Con
         f"{len(difference.disappeared)} only with {a}, {len(difference.appeared)} only with {b}"
     )
     console.print(f"last 30 days: {difference.last_month[0]} alerts with {a}, {difference.last_month[1]} with {b}")
-    table = Table("", "stream", "opened", "peak score")
+    table = Table("", Column("stream", overflow="fold"), "opened", "peak score")
     lines = [("disappears", alert) for alert in difference.disappeared]
     lines += [("appears", alert) for alert in difference.appeared]
     lines += [(f"moves by {(new.opened_ms - old.opened_ms) / 1000:.0f} s", new) for old, new in difference.moved]

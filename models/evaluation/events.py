@@ -37,6 +37,15 @@ class Episode:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """First and last row of one labelled event, and the row of its first alarm, ``None`` where it was missed."""
+
+    first: int
+    last: int
+    alarm: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class EventCounts:
     """What alarms made of the events of one or many series.
 
@@ -104,15 +113,21 @@ def episodes_of(opened: Bool, alarmed: Bool, labels: Labels) -> list[Episode]:
     return found
 
 
+def judged_events(labels: Labels, alarmed: Bool, judged_from: int = 0) -> list[Event]:
+    """The events from row ``judged_from`` on, and where each was found."""
+    found = []
+    for first, last in events_of(labels[judged_from:]):
+        first, last = first + judged_from, last + judged_from
+        hits = np.flatnonzero(alarmed[first : last + 1])
+        found.append(Event(first, last, first + int(hits[0]) if len(hits) else None))
+    return found
+
+
 def count_events(labels: Labels, opened: Bool, alarmed: Bool, judged_from: int, days_per_row: float) -> EventCounts:
     """Judge one series from row ``judged_from`` on; episodes that open earlier are not judged, their alarms are."""
     labels, alarmed = labels[judged_from:], alarmed[judged_from:]
-    delays = []
-    events = events_of(labels)
-    for first, last in events:
-        hits = np.flatnonzero(alarmed[first : last + 1])
-        if len(hits):
-            delays.append(int(hits[0]))
+    events = judged_events(labels, alarmed)
+    delays = [event.alarm - event.first for event in events if event.alarm is not None]
     episodes = episodes_of(opened[judged_from:], alarmed, labels)
     true = sum(episode.is_true for episode in episodes)
     normal = int((~labels).sum())
@@ -176,10 +191,13 @@ def hit_within(labels: Labels, scores: npt.NDArray[np.float64], judged_from: int
     return any(first - reach <= top <= last + reach for first, last in events_of(labels))
 
 
-def attribution_hit(
+def attribution_share(
     contributions: Sequence[float] | npt.NDArray[np.floating], causes: Iterable[int], k: int = 5
-) -> bool:
-    """Whether one of the features that experts named is among the ``k`` with the largest contribution above 0."""
-    shares = np.asarray(contributions, np.float64)
+) -> float:
+    """How many of the features that experts named are among the ``k`` with the largest contribution above 0.
+
+    A share of those that ``k`` places can hold: above 0 where at least one is shown, 1 where no more could be.
+    """
+    shares, named = np.asarray(contributions, np.float64), set(causes)
     shown = np.argsort(-shares, kind="stable")[:k]
-    return bool(set(shown[shares[shown] > 0].tolist()) & set(causes))
+    return len(set(shown[shares[shown] > 0].tolist()) & named) / min(k, len(named))

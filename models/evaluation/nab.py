@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +42,12 @@ PROFILES: Mapping[str, Costs] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class NabFile:
-    """One file of a corpus: a score per row (higher is more anomalous, no NaN), and windows as (first, last) row."""
+    """One file of a corpus: a score per row (higher is more anomalous, no NaN), and windows as (first, last) row.
+
+    A file equals itself only: what it gains is computed once, however often a bootstrap draws it.
+    """
 
     name: str
     scores: Float
@@ -84,8 +88,7 @@ def nab_score(corpus: Sequence[NabFile], profile: str = "standard") -> NabResult
     ValueError
         No file has a window, or a score is NaN.
     """
-    costs = PROFILES[profile]
-    events = [_gains(file, costs) for file in corpus]
+    events = [_gains_of(file, profile) for file in corpus]
     count = sum(len(file.windows) for file in corpus)
     if count == 0:
         raise ValueError("a NAB score needs at least one window")
@@ -96,13 +99,13 @@ def nab_score(corpus: Sequence[NabFile], profile: str = "standard") -> NabResult
     total = null + np.cumsum(gains[order])
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # a threshold takes all rows of a score
     best = int(ends[np.argmax(total[ends])])
+    raw = max(float(total[best]), null)
     threshold = float(scores[order][best]) if total[best] > null else math.inf
     per_file = {
         file.name: event.null + float(event.gains[event.scores >= threshold].sum())
         for file, event in zip(corpus, events, strict=True)
     }
-    raw = sum(per_file.values())
-    perfect = costs.true_positive * count
+    perfect = PROFILES[profile].true_positive * count
     return NabResult(100.0 * (raw - null) / (perfect - null), threshold, per_file)
 
 
@@ -113,6 +116,16 @@ class _Gains:
     scores: Float
     gains: Float
     null: float
+
+
+_known: WeakKeyDictionary[NabFile, dict[str, _Gains]] = WeakKeyDictionary()
+
+
+def _gains_of(file: NabFile, profile: str) -> _Gains:
+    by_profile = _known.setdefault(file, {})
+    if profile not in by_profile:
+        by_profile[profile] = _gains(file, PROFILES[profile])
+    return by_profile[profile]
 
 
 def _gains(file: NabFile, costs: Costs) -> _Gains:

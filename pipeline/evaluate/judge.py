@@ -11,10 +11,12 @@ import numpy.typing as npt
 from models.evaluation.budget import alarms_at
 from models.evaluation.events import (
     EventCounts,
-    attribution_hit,
+    attribution_share,
     count_events,
     episodes_above,
+    episodes_of,
     hit_within,
+    judged_events,
     threshold_at,
 )
 from models.evaluation.nab import NabFile
@@ -24,7 +26,9 @@ from pipeline.evaluate.series import LabelledSeries
 from pipeline.records import OPENED, VERDICTS, Bool
 
 DAY_S = 86_400.0
-BUDGETS: Mapping[str, float] = {"0.25/day": 0.25, "0.5/day": 0.5, "1/day": 1.0, "1/week": 1.0 / 7.0}
+BUDGETS: Mapping[str, float] = {
+    "0.25/day": 0.25, "0.5/day": 0.5, "1/day": 1.0, "1/week": 1.0 / 7.0, "1/month": 1.0 / 30.0,
+}  # fmt: skip
 """False alarms allowed per stream and day."""
 FIXED: Mapping[str, float] = {"0.25/day": 0.25, "0.5/day": 0.5, "1/day": 1.0}
 """False alarms per day for which a threshold is chosen on a clean training prefix, without labels and controller."""
@@ -51,15 +55,39 @@ class AtBudget:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """Events with known causes; those of them with an alert; and how often a cause was among the features shown.
+    """How often the features that experts named for an event are among the first five that an alert shows.
 
-    ``hits`` of ``alerted`` events at the strongest alarm, ``hits_all`` of all ``events`` at the highest score.
+    Attributes
+    ----------
+    events, alerted
+        Events with named features, and those of them with an alert.
+    hits, shares
+        Of the alerted ones, at their strongest alarm: those with a named feature among those shown, and the sum of
+        the shares of named features that are shown.
+    hits_all, shares_all
+        The same of all events, at their highest score.
     """
 
     events: int
     alerted: int
     hits: int
+    shares: float
     hits_all: int
+    shares_all: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A missed event, at its highest score; or a false alarm, at its highest score.
+
+    ``height`` is score minus threshold: how far a miss was from an alarm, how far a false alarm from none.
+    """
+
+    row: int
+    time_ms: int
+    rows: int
+    height: float
+    feature: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +115,12 @@ class SeriesResult:
         Seconds from the beginning of each found event to its first alarm, in production.
     nab
         The series as NAB sees it, by ranked quantity and by score; ``None`` without windows to score.
+    misses, false_alarms
+        What production missed and raised for nothing.
+    left_out
+        Columns that are no numbers.
+    whole_rows
+        Rows of the whole recording, of which ``rows`` were taken.
     picture
         PNG, or empty.
     """
@@ -104,6 +138,10 @@ class SeriesResult:
     delays_s: tuple[float, ...]
     attribution: Attribution
     nab: tuple[NabFile, NabFile] | None
+    misses: tuple[Moment, ...]
+    false_alarms: tuple[Moment, ...]
+    left_out: int
+    whole_rows: int
     picture: bytes = b""
 
     @property
@@ -128,10 +166,10 @@ def judge(item: LabelledSeries, track: Track, other_budgets: Mapping[str, tuple[
     alarms = {"production": production, **other_budgets, **fixed_thresholds(item, track)} if has_alarms else {}
     budgets = {name: _at_budget(item, *found) for name, found in alarms.items()}
     is_judged = bool(item.labels[item.judged_from :].any())
-    delays = budgets["production"].events.delays if budgets else ()
+    found = judged_events(item.labels, production[1], item.judged_from) if has_alarms else []
     return SeriesResult(
         item.name,
-        item.entry.dataset,
+        item.entry.data_set,
         item.entry.domain,
         len(item.stream),
         len(item.stream.features),
@@ -140,7 +178,7 @@ def judge(item: LabelledSeries, track: Track, other_budgets: Mapping[str, tuple[
         _ranking(item, track.score),
         hit_within(item.labels, _filled(track.ranked), item.judged_from) if is_judged else None,
         budgets,
-        tuple(delay * item.row_s for delay in delays),
+        tuple(item.seconds_between(event.first, event.alarm) for event in found if event.alarm is not None),
         _attribution(item, track),
         (
             NabFile(item.name, _filled(track.ranked), item.windows),
@@ -148,6 +186,26 @@ def judge(item: LabelledSeries, track: Track, other_budgets: Mapping[str, tuple[
         )
         if item.entry.dataset == "nab"
         else None,
+        tuple(_moment(item, track, event.first, event.last) for event in found if event.alarm is None),
+        _false_alarms(item, track, *production) if has_alarms else (),
+        len(item.stream.dropped),
+        item.entry.rows,
+    )
+
+
+def _moment(item: LabelledSeries, track: Track, first: int, last: int) -> Moment:
+    rows = np.arange(first, last + 1)
+    height = np.nan_to_num(track.score[rows] - track.threshold[rows], nan=-np.inf)
+    row = int(rows[np.argmax(height)])
+    feature = item.stream.features[int(np.argmax(track.contribution[row]))]
+    return Moment(row, int(item.stream.times_ms[row]), len(rows), float(height.max()), feature)
+
+
+def _false_alarms(item: LabelledSeries, track: Track, opened: Bool, alarmed: Bool) -> tuple[Moment, ...]:
+    start = item.judged_from
+    episodes = episodes_of(opened[start:], alarmed[start:], item.labels[start:])
+    return tuple(
+        _moment(item, track, start + episode.first, start + episode.last) for episode in episodes if not episode.is_true
     )
 
 
@@ -171,18 +229,26 @@ def _at_budget(item: LabelledSeries, opened: Bool, alarmed: Bool) -> AtBudget:
 
 def _attribution(item: LabelledSeries, track: Track) -> Attribution:
     numbers = {name: number for number, name in enumerate(item.stream.features)}
-    alerted = hits = hits_all = 0
+    at_alarms, at_highest = [], []
     for cause in item.root_causes:
         rows = np.arange(cause.first, cause.last + 1)
         named = [numbers[name] for name in cause.features]
-        score = _filled(track.score)[rows]
-        hits_all += attribution_hit(track.contribution[rows[np.argmax(score)]], named, SHOWN_FEATURES)
-        alarmed = track.verdict[rows] == ANOMALOUS
+        score, alarmed = _filled(track.score)[rows], track.verdict[rows] == ANOMALOUS
+        at_highest.append(_shown(track, rows[np.argmax(score)], named))
         if alarmed.any():
-            alerted += 1
-            strongest = rows[np.argmax(np.where(alarmed, score, -1.0))]
-            hits += attribution_hit(track.contribution[strongest], named, SHOWN_FEATURES)
-    return Attribution(len(item.root_causes), alerted, hits, hits_all)
+            at_alarms.append(_shown(track, rows[np.argmax(np.where(alarmed, score, -1.0))], named))
+    return Attribution(
+        len(at_highest),
+        len(at_alarms),
+        sum(share > 0 for share in at_alarms),
+        sum(at_alarms),
+        sum(share > 0 for share in at_highest),
+        sum(at_highest),
+    )
+
+
+def _shown(track: Track, row: int, named: list[int]) -> float:
+    return attribution_share(track.contribution[row], named, SHOWN_FEATURES)
 
 
 def fixed_thresholds(item: LabelledSeries, track: Track) -> dict[str, tuple[Bool, Bool]]:

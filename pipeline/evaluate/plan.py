@@ -1,4 +1,4 @@
-"""How each data set is scored and judged, and which part of it makes the quick run.
+"""How each data set is scored and judged, and which part of it a run takes.
 
 Plans are settings, not formulas: which kinds of evidence a production profile for such streams would have, and which
 quantity ranks rows. Data sets without a plan get the defaults of a profile and are ranked by the score.
@@ -11,24 +11,30 @@ from typing import Literal
 
 from models.config import Evidence
 
-Ranked = Literal["score", "level", "activity", "entity", "entity_smooth", "values", "residuals"]
+Ranked = Literal["score", "level", "activity_nats", "entity", "entity_smooth", "values", "residuals"]
+Clean = Literal["prefix", "unlabelled", "nothing"]
+
+BEFORE_PREFIX_ENDS = 3_000
 
 
 @dataclass(frozen=True, slots=True)
-class Quick:
-    """The part of a data set that the quick run takes.
+class Part:
+    """The part of a data set that a run takes.
 
     Attributes
     ----------
-    series
-        Their names; ``None`` takes all that have at most ``rows_at_most`` rows.
-    first_row, rows_at_most
-        Where series begin, and where they end.
+    longest
+        Series with more rows are left out.
+    rows
+        At most so many rows of a series.
+    begin
+        Where they begin: at the beginning of the series, 3000 rows before its training prefix ends, or so that its
+        middle event lies in the middle.
     """
 
-    series: tuple[str, ...] | None = None
-    first_row: int = 0
-    rows_at_most: int = 10**9
+    longest: int | None = None
+    rows: int | None = None
+    begin: Literal["start", "prefix", "events"] = "start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,48 +51,51 @@ class Plan:
         The features that are scored; empty takes all.
     budget
         Alarm budget, as in a profile.
-    is_prefix_clean
-        Whether nothing happens before the training prefix ends, so that alarms there are false.
-    rows_at_most
-        Only the first so many rows of a series.
-    quick
-        The quick run's part.
+    clean
+        Where alarms are false for sure, so that they measure the budget: in training prefixes, in series without a
+        labelled row, or nowhere.
+    is_each_apart
+        Whether its series have too little in common for a mean: each is a data set of its own in tables.
+    part, quick
+        What the full and the quick run take; the quick one may leave the data set out.
     """
 
     evidence: Evidence | None = None
     ranked: Ranked = "score"
     columns: tuple[str, ...] = ()
     budget: str = "1 per week"
-    is_prefix_clean: bool = False
-    rows_at_most: int | None = None
-    quick: Quick | None = None
+    clean: Clean = "nothing"
+    is_each_apart: bool = False
+    part: Part = Part()
+    quick: Part | None = None
 
 
 _TELEMETRY = ("telemetry",)
 
+PLANTS = "plants"
+"""Generated plants, part of every run: nothing happens in them, so they measure the alarm budget."""
+
 PLANS = {
-    "nab": Plan("single", "level", quick=Quick(rows_at_most=5_000)),
-    "ucr": Plan("single", "activity", quick=Quick(rows_at_most=12_000)),
-    "smap": Plan("single", "activity", _TELEMETRY, is_prefix_clean=True, quick=Quick()),
-    "msl": Plan("single", "activity", _TELEMETRY, is_prefix_clean=True, quick=Quick()),
-    "mscloud": Plan("single", "activity", quick=Quick(rows_at_most=2_000)),
-    "netman_kpi": Plan("single", "activity"),
-    "smd": Plan(
-        "jump",
-        "entity_smooth",
-        is_prefix_clean=True,
-        quick=Quick(("machine-1-3", "machine-1-6", "machine-2-1", "machine-2-4"), 20_000, 14_000),
-    ),
-    "asd": Plan("jump", "entity_smooth", is_prefix_clean=True),
-    "skab": Plan("coupled", "values", quick=Quick(rows_at_most=2_000)),
-    "3w": Plan("jump", "entity_smooth"),
+    PLANTS: Plan("single", "level", clean="prefix", part=Part(rows=17_280), quick=Part(rows=4_032)),
+    "nab": Plan("single", "level", quick=Part(longest=5_000)),
+    "ucr": Plan("single", "activity_nats", quick=Part(longest=12_000)),
+    "smap": Plan("single", "activity_nats", _TELEMETRY, clean="prefix", quick=Part()),
+    "msl": Plan("single", "activity_nats", _TELEMETRY, clean="prefix", quick=Part()),
+    "mscloud": Plan("single", "activity_nats", quick=Part(longest=2_000)),
+    "netman_kpi": Plan("single", "activity_nats"),
+    "smd": Plan("jump", "entity_smooth", clean="prefix", quick=Part(rows=7_000, begin="prefix")),
+    "asd": Plan("jump", "entity_smooth", clean="prefix"),
+    "skab": Plan("coupled", "values", quick=Part(longest=2_000)),
+    "3w": Plan("jump", "entity_smooth", clean="unlabelled", part=Part(rows=25_000)),
     "gecco2018": Plan("jump", "entity_smooth"),
-    "kdd99": Plan("jump", "entity_smooth", rows_at_most=60_000),
-    "modbus": Plan("jump", "entity_smooth"),
-    "zeek": Plan("jump", "entity_smooth"),
+    "kdd99": Plan("jump", "entity_smooth", is_each_apart=True, part=Part(rows=50_000, begin="events")),
+    "modbus": Plan("jump", "entity_smooth", is_each_apart=True, quick=Part(longest=2_000)),
+    "zeek": Plan("jump", "entity_smooth", is_each_apart=True, quick=Part(longest=2_000)),
+    "ctu13": Plan("jump", "entity_smooth", is_each_apart=True, part=Part(rows=50_000, begin="events")),
 }
+_UNKNOWN = Plan(clean="prefix", quick=Part(rows=5_000, begin="events"))
 
 
 def plan_of(data_set: str) -> Plan:
     """The plan of a data set."""
-    return PLANS.get(data_set, Plan(quick=Quick()))
+    return PLANS.get(data_set, _UNKNOWN)

@@ -10,13 +10,16 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate.controls import SERVED, Contender, predictor_of, random_track, river_track
 from pipeline.evaluate.fold import Group, Track, fold, groups_of
+from pipeline.evaluate.generated import plant_series
 from pipeline.evaluate.judge import SeriesResult, judge, replay_budgets
 from pipeline.evaluate.pictures import draw_series
+from pipeline.evaluate.plan import PLANTS
 from pipeline.evaluate.series import Entry, LabelledSeries, load_series
 from pipeline.registry import base_weights
 from pipeline.settings import Profile
@@ -26,12 +29,13 @@ POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One contender over some series."""
+    """One contender over some series; ``run`` counts the weights of the served predictor where there are several."""
 
     number: int
     folder: Path
     entries: tuple[Entry, ...]
     contender: Contender
+    run: int
     knobs: Profile
     is_quick: bool
     has_pictures: bool
@@ -39,34 +43,33 @@ class Task:
     @property
     def rows(self) -> int:
         """Observations, as far as the manifest knows: for progress."""
-        return sum(_rows(entry, self.is_quick) for entry in self.entries)
+        return sum(entry.rows_taken(self.is_quick) for entry in self.entries)
 
     @property
     def cost(self) -> float:
         """About how long it takes: steps of the longest series through a chain, else rows."""
         if self.contender.kind == "chain":
-            return float(max(_rows(entry, self.is_quick) for entry in self.entries))
-        return self.rows * (0.02 if self.contender.kind == "river" else 0.01)
-
-
-def _rows(entry: Entry, is_quick: bool) -> int:
-    plan = entry.plan
-    most = entry.rows if plan.rows_at_most is None else plan.rows_at_most
-    if is_quick and plan.quick is not None:
-        most = min(most, plan.quick.rows_at_most)
-    return min(entry.rows, most)
+            return float(max(entry.rows_taken(self.is_quick) for entry in self.entries))
+        return self.rows * (0.01 + 0.002 * self.entries[0].numbers)
 
 
 def tasks_of(
     folder: Path,
     entries: Sequence[Entry],
     contenders: Sequence[Contender],
-    knobs: Profile,
+    knobs: Sequence[Profile],
     *,
     is_quick: bool = False,
     has_pictures: bool = True,
 ) -> list[Task]:
-    """The tasks of a run, dearest first."""
+    """The tasks of a run, dearest first.
+
+    Parameters
+    ----------
+    knobs
+        Profiles that differ in their predictor: the served contender runs with each of them, the others beside the
+        first.
+    """
     together: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         plan = entry.plan
@@ -74,17 +77,25 @@ def tasks_of(
         key = (plan.evidence, entry.numbers, interval, entry.timestamp_kind == "iso8601", plan.budget)
         together.setdefault(key, []).append(entry)
     tasks = [
-        Task(0, folder, tuple(group), contender, knobs, is_quick, has_pictures and contender == SERVED)
+        Task(0, folder, taken, contender, run, used, is_quick, has_pictures and contender == SERVED and run == 0)
         for group in together.values()
         for contender in contenders
-        if not contender.needs_fast_weights or _adapts(group[0], knobs)
+        for run, used in enumerate(knobs if contender == SERVED else knobs[:1])
+        if (taken := _taken(group, contender))
+        and (not is_quick or contender.is_quick_everywhere or _adapts(group[0], used))
     ]
     ordered = sorted(tasks, key=lambda task: -task.cost)
     return [replace(task, number=number) for number, task in enumerate(ordered)]
 
 
 def _adapts(entry: Entry, knobs: Profile) -> bool:
-    return entry.plan.evidence == "single" and not knobs.light
+    evidence = entry.plan.evidence or ("single" if entry.numbers == 1 else "jump")
+    return evidence == "single" and not knobs.light
+
+
+def _taken(group: Sequence[Entry], contender: Contender) -> tuple[Entry, ...]:
+    """Plants measure alarm budgets, which only chains have."""
+    return tuple(entry for entry in group if contender.kind == "chain" or entry.dataset != PLANTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +152,7 @@ def _perform(task: Task) -> tuple[SeriesResult, ...]:
 
 def perform(task: Task, progress: Callable[[int], None] = lambda rows: None) -> tuple[SeriesResult, ...]:
     """Read, fold and judge the series of one task; ``progress`` is told the rows folded so far."""
-    series = load_series(task.folder, task.entries, is_quick=task.is_quick)
+    series = _loaded(task.folder, task.entries, task.is_quick)
     results: list[SeriesResult] = []
     done = 0
 
@@ -155,10 +166,19 @@ def perform(task: Task, progress: Callable[[int], None] = lambda rows: None) -> 
         budgets = _budgets(task, group, tracks)
         for item in group.series:
             result = judge(item, tracks[item.name], budgets.get(item.name, {}))
-            if task.has_pictures and not (task.is_quick and result.is_flawless):
+            if task.has_pictures and item.is_judged and not (task.is_quick and result.is_flawless):
                 result = replace(result, picture=draw_series(item, tracks[item.name]))
             results.append(result)
     return tuple(results)
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path, entries: tuple[Entry, ...], is_quick: bool) -> list[LabelledSeries]:
+    """Series of a task; kept, since the next task of this process is likely another contender over the same."""
+    recorded = [entry for entry in entries if entry.dataset != PLANTS]
+    generated = [entry for entry in entries if entry.dataset == PLANTS]
+    series = load_series(folder, recorded, is_quick=is_quick) if recorded else []
+    return series + plant_series(generated, is_quick)
 
 
 def _tracks(task: Task, group: Group, note: Callable[[int], None]) -> dict[str, Track]:

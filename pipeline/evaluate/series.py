@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from models.evaluation.ranking import events_of
 from pipeline.errors import ConfigurationError
-from pipeline.evaluate.plan import Plan, plan_of
-from pipeline.records import Bool, Int64
+from pipeline.evaluate.plan import BEFORE_PREFIX_ENDS, Part, Plan, plan_of
+from pipeline.records import Bool, Int64, UInt8
 from pipeline.sources.recording import MANIFEST, RecordedStream, open_recording
 
 WARM_UP_ROWS = 100
@@ -22,7 +23,7 @@ ROW_MS = 60_000
 """Rows of a recording without any time are taken as minutes, so that budgets and days mean something."""
 
 
-class Entry(BaseModel):
+class Entry(BaseModel, frozen=True):
     """What we need of one series in a manifest, beside what recordings read of it."""
 
     dataset: str
@@ -33,6 +34,7 @@ class Entry(BaseModel):
     domain: str = "other"
     timestamp_kind: str = "iso8601"
     interval_seconds: float | None = None
+    train_prefix_rows: int | None = None
 
     @property
     def name(self) -> str:
@@ -45,9 +47,23 @@ class Entry(BaseModel):
         return plan_of(self.dataset)
 
     @property
+    def data_set(self) -> str:
+        """What it counts as in tables: its data set, or itself where the plan keeps series apart."""
+        return self.name if self.plan.is_each_apart else self.dataset
+
+    @property
     def numbers(self) -> int:
         """How many features will be scored, as far as the manifest knows."""
         return len(self.plan.columns) or len(self.features) - len(self.categorical_features)
+
+    def part(self, is_quick: bool) -> Part:
+        """The part of it that a run takes."""
+        return (self.plan.quick or Part()) if is_quick else self.plan.part
+
+    def rows_taken(self, is_quick: bool) -> int:
+        """How many rows a run takes."""
+        rows = self.part(is_quick).rows
+        return self.rows if rows is None else min(self.rows, rows)
 
 
 class _Entries(BaseModel):
@@ -106,15 +122,21 @@ class LabelledSeries:
         prefix = self.stream.train_prefix
         return min(len(self.stream), WARM_UP_ROWS if prefix is None else max(prefix, WARM_UP_ROWS))
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether any row is."""
+        return self.judged_from < len(self.stream)
+
     @cached_property
     def clean_rows(self) -> slice:
-        """Rows in which any alarm is false: a clean training prefix, or the whole of a series without an event."""
-        prefix = self.stream.train_prefix
-        if self.plan.is_prefix_clean and prefix is not None:
-            return slice(WARM_UP_ROWS, max(WARM_UP_ROWS, prefix))
-        if prefix is None and not self.labels.any():
-            return slice(WARM_UP_ROWS, max(WARM_UP_ROWS, len(self.stream)))
-        return slice(0, 0)
+        """The rows after the warm-up in which every alarm is false; maybe none."""
+        clean, prefix = self.plan.clean, self.stream.train_prefix
+        end = 0
+        if clean == "prefix" and prefix is not None:
+            end = min(prefix, len(self.stream))
+        elif clean == "unlabelled" and not self.labels.any():
+            end = len(self.stream)
+        return slice(WARM_UP_ROWS, max(WARM_UP_ROWS, end))
 
     @cached_property
     def scored_rows(self) -> Int64:
@@ -130,6 +152,11 @@ class LabelledSeries:
             return self.stream.interval_s
         times = self.stream.times_ms[self.scored_rows]
         return float(times[-1] - times[0]) / (len(times) - 1) / 1000.0 if len(times) > 1 else 0.0
+
+    def seconds_between(self, first: int, last: int) -> float:
+        """Seconds of event time from one row to a later one, 0 where the clock was set back between them."""
+        times = self.stream.times_ms
+        return max(0.0, float(times[last] - times[first]) / 1000.0)
 
 
 def read_entries(folder: Path, patterns: Sequence[str] = (), *, is_quick: bool = False) -> list[Entry]:
@@ -163,9 +190,7 @@ def read_entries(folder: Path, patterns: Sequence[str] = (), *, is_quick: bool =
 
 def _is_quick(entry: Entry) -> bool:
     quick = entry.plan.quick
-    if quick is None:
-        return False
-    return entry.series_id in quick.series if quick.series is not None else entry.rows <= quick.rows_at_most
+    return quick is not None and (quick.longest is None or entry.rows <= quick.longest)
 
 
 def load_series(folder: Path, entries: Sequence[Entry], *, is_quick: bool = False) -> list[LabelledSeries]:
@@ -176,7 +201,8 @@ def load_series(folder: Path, entries: Sequence[Entry], *, is_quick: bool = Fals
 
 
 def _labelled(folder: Path, entry: Entry, stream: RecordedStream, is_quick: bool) -> LabelledSeries | None:
-    if stream.labels is None:
+    labels = stream.labels
+    if labels is None:
         return None
     if entry.plan.columns:
         columns = [stream.features.index(name) for name in entry.plan.columns]
@@ -185,17 +211,22 @@ def _labelled(folder: Path, entry: Entry, stream: RecordedStream, is_quick: bool
         return None
     if entry.timestamp_kind == "row_index":
         stream = replace(stream, times_ms=np.arange(len(stream), dtype=np.int64) * ROW_MS)
-    rows = _part(entry, len(stream), is_quick)
+    rows = _rows(entry, labels, is_quick)
     windows = _windows(folder, entry, stream)
     causes = _root_causes(folder, entry, rows)
     return LabelledSeries(_cut(stream, rows), entry, windows, causes)
 
 
-def _part(entry: Entry, rows: int, is_quick: bool) -> slice:
-    quick = entry.plan.quick
-    if is_quick and quick is not None and quick.series is not None:
-        return slice(quick.first_row, min(rows, quick.first_row + quick.rows_at_most))
-    return slice(0, rows if entry.plan.rows_at_most is None else min(rows, entry.plan.rows_at_most))
+def _rows(entry: Entry, labels: UInt8, is_quick: bool) -> slice:
+    part, rows, taken = entry.part(is_quick), len(labels), entry.rows_taken(is_quick)
+    begin = 0
+    if part.begin == "prefix":
+        begin = max(0, (entry.train_prefix_rows or 0) - BEFORE_PREFIX_ENDS)
+    elif part.begin == "events" and labels.any():
+        events = events_of(labels.astype(np.bool_))
+        begin = max(0, events[len(events) // 2][0] - taken // 2)
+    begin = min(begin, max(0, rows - taken))
+    return slice(begin, min(rows, begin + taken))
 
 
 def _cut(stream: RecordedStream, rows: slice) -> RecordedStream:

@@ -1,4 +1,7 @@
-"""Figures of data sets, domains and everything, from the results of their series."""
+"""Figures of data sets, domains and everything, from the results of their series.
+
+A predictor with several weights has a run for each of them, and a figure is the mean over runs.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,16 @@ import numpy as np
 from models.evaluation.bootstrap import Interval, bootstrap
 from models.evaluation.events import EventCounts, together
 from models.evaluation.nab import PROFILES, nab_score
-from pipeline.evaluate.judge import BUDGETS, FIXED, SeriesResult
+from pipeline.evaluate.judge import BUDGETS, FIXED, Attribution, Clean, SeriesResult
+from pipeline.evaluate.plan import PLANTS
 
 Results = Sequence[SeriesResult]
+Runs = Sequence[Results]
 NAN = float("nan")
 NAB_DRAWS, DRAWS = 100, 500
+DAY_FACTOR, WEEK_FACTOR = 2.0, 3.0
+LEAST_EXPECTED = 1.0
+"""False alarms that a data set must be allowed before its ratio says anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +62,9 @@ def _of_events(budget: str, attribute: str) -> Callable[[Results], float]:
     return lambda results: float(getattr(counts_at(results, budget), attribute))
 
 
-def _recall(budget: str) -> Callable[[Results], float]:
+def _recall(results: Results) -> float:
     """The mean over series of their own recall."""
-    return lambda results: _mean([result.budgets[budget].events.recall for result in results if result.budgets])
+    return _mean([result.budgets["production"].events.recall for result in results if result.budgets])
 
 
 def _pooled_recall(budget: str) -> Callable[[Results], float]:
@@ -64,34 +72,53 @@ def _pooled_recall(budget: str) -> Callable[[Results], float]:
 
 
 def _delay(results: Results) -> float:
-    delays = counts_at(results, "production").delays
-    return float(np.mean(delays)) if delays else NAN
+    return _mean(counts_at(results, "production").delays)
 
 
 def _delay_s(results: Results) -> float:
-    delays = [delay for result in results for delay in result.delays_s]
-    return float(np.mean(delays)) if delays else NAN
+    return _mean([delay for result in results for delay in result.delays_s])
 
 
-def _budget_ratio(budget: str, per_day: float) -> Callable[[Results], float]:
+def clean_at(results: Results, budget: str) -> Clean:
+    """Stream days in which nothing happened, and the alarms in them."""
+    parts = [result.budgets[budget].clean for result in results if budget in result.budgets]
+    return Clean(sum(part.alarms for part in parts), sum(part.days for part in parts))
+
+
+def _budget_ratio(budget: str) -> Callable[[Results], float]:
     def ratio(results: Results) -> float:
-        clean = [result.budgets[budget].clean for result in results if budget in result.budgets]
-        days = sum(part.days for part in clean)
-        return sum(part.alarms for part in clean) / (days * per_day) if days > 0 else NAN
+        clean = clean_at(results, budget)
+        return clean.alarms / (clean.days * BUDGETS[budget]) if clean.days > 0 else NAN
 
     return ratio
 
 
-def _clean_days(results: Results) -> float:
-    return sum(result.budgets["production"].clean.days for result in results if result.budgets) or NAN
+def _sets_within(budget: str, factor: float) -> Callable[[Results], float]:
+    """Share of the data sets whose ratio lies within a factor; data sets too short to be allowed an alarm are out."""
+
+    def share(results: Results) -> float:
+        return _mean(
+            [
+                float(1.0 / factor <= _budget_ratio(budget)(found) <= factor)
+                for found in by_data_set(results).values()
+                if clean_at(found, budget).days * BUDGETS[budget] >= LEAST_EXPECTED
+            ]
+        )
+
+    return share
 
 
-def _attribution(over_all: bool) -> Callable[[Results], float]:
+def attribution_of(results: Results) -> Attribution:
+    """The attribution of all series together."""
+    names = Attribution.__slots__
+    return Attribution(*(sum(getattr(result.attribution, name) for result in results) for name in names))
+
+
+def _attribution(of: str, what: str) -> Callable[[Results], float]:
     def rate(results: Results) -> float:
-        parts = [result.attribution for result in results]
-        of = sum(part.events if over_all else part.alerted for part in parts)
-        hits = sum(part.hits_all if over_all else part.hits for part in parts)
-        return hits / of if of else NAN
+        found = attribution_of(results)
+        count = getattr(found, of)
+        return getattr(found, what) / count if count else NAN
 
     return rate
 
@@ -112,7 +139,9 @@ MEASURES = (
     Measure("vus_pr_by_score", "VUS-PR, by the final score", _ranked("score", "vus_pr")),
     Measure("auc_pr_by_score", "AUC-PR, by the final score", _ranked("score", "auc_pr")),
     Measure("hits", "highest score at an event (series)", _hits),
-    Measure("event_recall", "events found, mean over series", _recall("production")),
+    Measure("events", "labelled events", _of_events("production", "events")),
+    Measure("event_recall", "events found, mean over series", _recall),
+    Measure("event_recall_pooled", "events found, of all", _pooled_recall("production")),
     Measure("event_precision", "alerts that meet an event", _of_events("production", "precision")),
     Measure("event_f1", "event F1", _of_events("production", "f1")),
     Measure("delay_observations", "mean delay, observations", _delay),
@@ -132,8 +161,12 @@ MEASURES = (
         for name in BUDGETS
     ),
     *(
-        Measure(f"budget_ratio_{name}", f"realised over budgeted at {name}, clean parts", _budget_ratio(name, rate))
-        for name, rate in BUDGETS.items()
+        Measure(f"budget_ratio_{name}", f"realised over budgeted at {name}, clean parts", _budget_ratio(name))
+        for name in BUDGETS
+    ),
+    Measure("budget_sets_within_1/day", "data sets within a factor of two at 1/day", _sets_within("1/day", DAY_FACTOR)),
+    Measure(
+        "budget_sets_within_1/week", "data sets within a factor of three at 1/week", _sets_within("1/week", WEEK_FACTOR)
     ),
     *(
         Measure(
@@ -153,22 +186,47 @@ MEASURES = (
         for kind in ("score", "ranked")
         for name in FIXED
     ),
-    Measure("clean_days", "stream days of clean parts", _clean_days),
-    Measure("attribution_hit_rate", "cause among the first five, alerts", _attribution(False)),
-    Measure("attribution_hit_rate_all_events", "cause among the first five, all events", _attribution(True)),
+    Measure("clean_days", "stream days of clean parts", lambda results: clean_at(results, "1/day").days or NAN),
+    Measure("attribution_hit_rate", "a cause among the first five, alerts", _attribution("alerted", "hits")),
+    Measure("attribution_share", "share of the causes among the first five, alerts", _attribution("alerted", "shares")),
+    Measure(
+        "attribution_hit_rate_all_events",
+        "a cause among the first five, all events",
+        _attribution("events", "hits_all"),
+    ),
+    Measure(
+        "attribution_share_all_events",
+        "share of the causes among the first five, all events",
+        _attribution("events", "shares_all"),
+    ),
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
 
 
-def figures(results: Results, keys: Sequence[str] = tuple(BY_KEY)) -> dict[str, float]:
+def figure(runs: Runs, key: str) -> float:
+    """A figure of a set of series: the mean over runs; NaN where it does not exist."""
+    return _mean([BY_KEY[key].of(results) for results in runs])
+
+
+def figures(runs: Runs) -> dict[str, float]:
     """Every figure of a set of series, by key."""
-    return {key: BY_KEY[key].of(results) for key in keys}
+    return {key: figure(runs, key) for key in BY_KEY}
 
 
-def interval(results: Results, key: str) -> Interval:
-    """A figure with its bootstrap interval over series."""
+def interval(runs: Runs, key: str, against: Runs = ()) -> Interval:
+    """A figure with its bootstrap interval over series; with ``against``, how much it lies above theirs.
+
+    All runs are of the same series, and a draw takes the same ones from each of them.
+    """
+    ordered = [sorted(results, key=lambda result: result.name) for results in (*runs, *against)]
+    own = len(runs)
     measure = BY_KEY[key]
-    return bootstrap(results, measure.of, measure.draws)
+
+    def statistic(series: Sequence[tuple[SeriesResult, ...]]) -> float:
+        values = [measure.of(results) for results in zip(*series, strict=True)]
+        return _mean(values[:own]) - (_mean(values[own:]) if against else 0.0)
+
+    return bootstrap(list(zip(*ordered, strict=True)), statistic, measure.draws)
 
 
 def by_data_set(results: Results) -> dict[str, list[SeriesResult]]:
@@ -181,6 +239,11 @@ def by_domain(results: Results) -> dict[str, list[SeriesResult]]:
     return _grouped(results, lambda result: result.domain)
 
 
+def recorded(results: Results) -> list[SeriesResult]:
+    """Series that were not generated."""
+    return [result for result in results if result.data_set != PLANTS]
+
+
 def _grouped(results: Results, key: Callable[[SeriesResult], str]) -> dict[str, list[SeriesResult]]:
     groups: dict[str, list[SeriesResult]] = {}
     for result in sorted(results, key=lambda result: result.name):
@@ -188,6 +251,7 @@ def _grouped(results: Results, key: Callable[[SeriesResult], str]) -> dict[str, 
     return dict(sorted(groups.items()))
 
 
+RECORDED = "recorded"
 HEADLINES: Mapping[str, tuple[str | None, str]] = {
     "nab_standard": ("nab", "nab_standard"),
     "nab_low_fp": ("nab", "nab_low_fp"),
@@ -202,31 +266,42 @@ HEADLINES: Mapping[str, tuple[str | None, str]] = {
     "smd_vus_pr": ("smd", "vus_pr"),
     "smd_auc_pr": ("smd", "auc_pr"),
     "smd_recall_at_0.5/day": ("smd", "recall_at_0.5/day"),
-    "smd_recall_at_fixed_0.5/day": ("smd", "recall_at_fixed_score_0.5/day"),
+    "smd_recall_at_fixed_ranked_0.5/day": ("smd", "recall_at_fixed_ranked_0.5/day"),
     "asd_vus_pr": ("asd", "vus_pr"),
     "asd_auc_pr": ("asd", "auc_pr"),
     "skab_vus_pr": ("skab", "vus_pr"),
     "skab_auc_pr": ("skab", "auc_pr"),
     "event_recall": (None, "event_recall"),
     "event_precision": (None, "event_precision"),
+    "event_f1": (None, "event_f1"),
+    "delay_observations": (None, "delay_observations"),
+    "delay_s": (None, "delay_s"),
     "false_alarms_per_stream_day": (None, "false_alarms_per_stream_day"),
     "budget_ratio": (None, "budget_ratio_1/week"),
     "budget_ratio_day": (None, "budget_ratio_1/day"),
+    "budget_ratio_recorded": (RECORDED, "budget_ratio_1/week"),
+    "budget_ratio_day_recorded": (RECORDED, "budget_ratio_1/day"),
     "attribution_hit_rate": (None, "attribution_hit_rate"),
+    "attribution_share": (None, "attribution_share"),
 }
-"""Key of the summary -> data set (``None``: everything) and figure."""
+"""Key of the summary -> data set (``None``: everything; ``recorded``: without generated plants) and figure."""
 
 
-def headlines(results: Results) -> dict[str, float]:
+def _headline_runs(runs: Runs, key: str) -> tuple[Runs, str]:
+    data_set, figure_key = HEADLINES[key]
+    if data_set is None:
+        return runs, figure_key
+    if data_set == RECORDED:
+        return [recorded(results) for results in runs], figure_key
+    return [by_data_set(results).get(data_set, []) for results in runs], figure_key
+
+
+def headlines(runs: Runs) -> dict[str, float]:
     """The figures by which a run is judged, by key; NaN where their series were not in the run."""
-    sets = by_data_set(results)
-    return {
-        key: BY_KEY[figure].of(results if data_set is None else sets.get(data_set, []))
-        for key, (data_set, figure) in HEADLINES.items()
-    }
+    return {key: figure(*_headline_runs(runs, key)) for key in HEADLINES}
 
 
-def headline_interval(results: Results, key: str) -> Interval:
-    """A headline with its bootstrap interval over series."""
-    data_set, figure = HEADLINES[key]
-    return interval(results if data_set is None else by_data_set(results).get(data_set, []), figure)
+def headline_interval(runs: Runs, key: str, against: Runs = ()) -> Interval:
+    """A headline with its bootstrap interval over series; with ``against``, how much it lies above theirs."""
+    chosen, figure_key = _headline_runs(runs, key)
+    return interval(chosen, figure_key, _headline_runs(against, key)[0] if against else ())

@@ -11,11 +11,12 @@ import pytest
 from models.evaluation.bootstrap import bootstrap
 from models.evaluation.budget import alarms_at
 from models.evaluation.events import (
-    attribution_hit,
+    attribution_share,
     count_events,
     episodes_above,
     episodes_of,
     hit_within,
+    judged_events,
     threshold_at,
     together,
 )
@@ -86,6 +87,13 @@ def test_nab_has_one_threshold_for_the_whole_corpus():
     assert both.per_file["loud"] == pytest.approx(1 - 0.11)
 
 
+def test_nab_of_a_file_drawn_twice_is_that_of_the_file():
+    """A bootstrap draws files with replacement: each draw counts, windows and gains alike."""
+    file = NabFile("file", spikes(1000, 450, 600, 720), ((400, 499), (700, 799), (900, 950)))
+    assert 0 < nab_score([file]).score < 100
+    assert nab_score([file, file]).score == pytest.approx(nab_score([file]).score)
+
+
 def test_nab_refuses_rows_without_a_score():
     """NaN sorts anywhere, and would silently win or lose."""
     with pytest.raises(ValueError):
@@ -148,6 +156,17 @@ def test_vus_is_its_definition_written_out(seed):
     scores = rng.normal(size=300) + 1.5 * labels
     scores = np.round(scores) if seed % 2 else scores
     assert vus_pr(labels, scores, buffer=20, thresholds=60) == pytest.approx(vus_as_written(labels, scores, 20, 60))
+
+
+@pytest.mark.parametrize(("buffer", "published"), [(0, 0.149810), (10, 0.248910), (40, 0.426735)])
+def test_vus_is_what_the_published_implementation_gives(buffer, published):
+    """Numbers computed once with TSB-AD 1.5 (generate_curve, version "opt", 250 thresholds) on the same series."""
+    rows = np.arange(400)
+    labels = labelled(400, (100, 109), (300, 329))
+    scores = np.sin(0.7 * rows) + np.cos(1.3 * rows)
+    scores[104:120] += 2.0
+    scores[295:305] += 1.5
+    assert vus_pr(labels, scores, buffer) == pytest.approx(published, abs=1e-6)
 
 
 def test_perfect_random_and_constant_detectors_rank_as_known():
@@ -266,10 +285,25 @@ def test_hit_is_the_highest_score_near_the_event():
 def test_attribution_looks_at_the_first_five_that_contributed():
     """A feature that contributed nothing is not shown, however few others there are."""
     shares = [0.1, 0.0, 3.0, 2.0, 1.0, 0.5, 0.05]
-    assert attribution_hit(shares, [0])
-    assert not attribution_hit(shares, [6])
-    assert not attribution_hit(shares, [1])
-    assert not attribution_hit([0.0] * 7, range(7))
+    assert attribution_share(shares, [0]) == 1.0
+    assert attribution_share(shares, [6]) == 0.0
+    assert attribution_share(shares, [1]) == 0.0
+    assert attribution_share([0.0] * 7, range(7)) == 0.0
+
+
+def test_attribution_share_counts_what_five_places_can_hold():
+    """Where experts name a dozen features, five right ones are all that can be shown; one right of two is half."""
+    shares = np.arange(12.0, 0.0, -1.0)
+    assert attribution_share(shares, range(12)) == 1.0
+    assert attribution_share(shares, [0, 11]) == 0.5
+    assert attribution_share(shares, [1, 2, 9, 10, 11, 8]) == pytest.approx(2 / 5)
+
+
+def test_events_say_where_they_were_found():
+    """Rows count from the beginning of the series, whatever is judged; alarms before an event do not find it."""
+    labels = labelled(1_000, (50, 59), (200, 219), (500, 509))
+    found = judged_events(labels, labelled(1_000, (55, 55), (199, 199), (207, 230)), 100)
+    assert [(event.first, event.last, event.alarm) for event in found] == [(200, 219, 207), (500, 509, None)]
 
 
 # ---------------------------------------------------------------- budgets and intervals

@@ -13,13 +13,15 @@ import pytest
 from models.pretrained import builtin
 from pipeline.__main__ import main
 from pipeline.evaluate.compare import Raised, differences
-from pipeline.evaluate.controls import CONTROLS, SERVED, predictor_of, random_track, river_track
+from pipeline.evaluate.controls import CONTROLS, SERVED, gaussian_scores, predictor_of, random_track, river_track
 from pipeline.evaluate.fold import fold, groups_of
+from pipeline.evaluate.generated import plant_entries, plant_series
 from pipeline.evaluate.judge import ANOMALOUS, judge, replay_budgets
-from pipeline.evaluate.report import Evaluation, as_json, as_markdown, as_page
+from pipeline.evaluate.report import as_json, as_markdown, as_page
 from pipeline.evaluate.run import perform, run_tasks, tasks_of
 from pipeline.evaluate.series import load_series, read_entries
-from pipeline.evaluate.summary import HEADLINES, figures
+from pipeline.evaluate.summary import HEADLINES, figure, figures, interval
+from pipeline.evaluate.tables import Evaluation, tables_of, worst_first
 from pipeline.offline import Offline
 from pipeline.records import OPENED
 from pipeline.settings import Profile
@@ -163,40 +165,149 @@ def test_river_references_rank_the_spike_high(folder, name):
     assert result.budgets == {}
 
 
-def test_quick_run_takes_a_part_of_the_folder(folder):
-    """The part is fixed by the plans, so that runs can be compared."""
-    assert {entry.name for entry in read_entries(folder, is_quick=True)} == {"ucr/one", "ucr/two"}
+def test_quick_run_leaves_out_controls_that_only_adaptive_rows_need(folder):
+    """Three minutes are short: rows without fast weights have last value, random and the references beside them."""
+    entries = read_entries(folder)
+
+    def beside(data_set, is_quick):
+        tasks = tasks_of(folder, entries, CONTROLS, [KNOBS], is_quick=is_quick)
+        return {task.contender.name for task in tasks if task.entries[0].dataset == data_set}
+
+    everything = {contender.name for contender in CONTROLS}
+    assert beside("ucr", True) == beside("ucr", False) == beside("smd", False) == everything
+    assert beside("smd", True) == everything - {"untrained", "lags"}
+
+
+def test_gaussian_reference_calls_a_constant_feature_normal():
+    """river scores every value of a constant window 1, or fails on a variance below 0: that would flatter us."""
+    values = np.full((900, 1), 0.1, np.float32)
+    values[:200, 0] = np.random.default_rng(0).normal(1e3, 1.0, 200)
+    values[880] = 0.2
+    scores = gaussian_scores(values)
+    assert (scores[720:880] == 0).all()
+    assert scores[880] == 1
+
+
+def test_quick_run_takes_a_part_of_the_folder(folder, tmp_path):
+    """The part is fixed by rules and not by names, so that other recordings of the same kind have a quick part, too."""
+    assert len(read_entries(folder, is_quick=True)) == 3
+    values, labels = steady(features=2, length=12_500)
+    long = write_folder(tmp_path, ucr__long=(values, labels, None), smd__long=(values, labels, 60.0))
+    [entry] = read_entries(long, is_quick=True)
+    assert entry.name == "smd/long"
+    [item] = load_series(long, [entry], is_quick=True)
+    assert len(item.stream) == 7_000
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(folder):
     """Where a task runs is a matter of speed."""
-    tasks = tasks_of(folder, read_entries(folder), [SERVED], KNOBS, has_pictures=False)
+    tasks = tasks_of(folder, read_entries(folder), [SERVED], [KNOBS], has_pictures=False)
     alone = {done.task.number: done.results for done in run_tasks(tasks, 1)}
     shared = {done.task.number: done.results for done in run_tasks(tasks, 2)}
     assert alone.keys() == shared.keys()
     for number, results in alone.items():
         for result, other in zip(results, shared[number], strict=True):
-            assert figures([result]) == pytest.approx(figures([other]), nan_ok=True)
+            assert figures([[result]]) == pytest.approx(figures([[other]]), nan_ok=True)
 
 
-def test_reports_hold_every_contender_and_series(folder):
+@pytest.fixture(scope="module")
+def evaluation(folder):
+    """Two weights, the shipped ones twice, beside naive and random."""
+    contenders = (SERVED, *(contender for contender in CONTROLS if contender.name in ("naive", "random")))
+    runs = {"served": [[], []], "naive": [[]], "random": [[]]}
+    for task in tasks_of(folder, read_entries(folder), contenders, [KNOBS, KNOBS]):
+        runs[task.contender.name][task.run].extend(perform(task))
+    return Evaluation({"commit": "none"}, contenders, runs)
+
+
+def test_reports_hold_every_contender_and_series(evaluation):
     """JSON for machines, a page and Markdown for people, from the same results."""
-    contenders = (SERVED, CONTROLS[0], CONTROLS[3])
-    results = {contender.name: [] for contender in contenders}
-    for task in tasks_of(folder, read_entries(folder), contenders, KNOBS):
-        results[task.contender.name].extend(perform(task))
-    evaluation = Evaluation({"commit": "none"}, contenders, results)
     found = as_json(evaluation)
     assert set(HEADLINES) <= found.keys()
     assert set(HEADLINES) == found["controls"]["naive"].keys() == found["controls"]["random"].keys()
     assert found["ucr_hits"] == 2
     assert found["nab_standard"] is None
+    assert found["overall"]["served"]["vus_pr"] > found["overall"]["random"]["vus_pr"]
+    assert found["series"]["smd/machine"]["vus_pr"] > 0.5
     json.dumps(found, allow_nan=False)
     page = as_page(evaluation)
     assert page.count("<img ") == 3
     assert "smd/machine" in page
-    assert "ucr_hits" in as_markdown(evaluation, "tidewatch evaluate")
+    text = as_markdown(evaluation, "tidewatch evaluate")
+    assert all(table.title in text and table.title in page for table in tables_of(evaluation))
+
+
+def test_summary_has_the_keys_that_others_read(evaluation):
+    """Names that scripts and the issue rely on."""
+    wanted = {
+        "nab_standard", "nab_low_fp", "nab_low_fn", "smd_vus_pr", "smd_auc_pr", "event_recall",
+        "false_alarms_per_stream_day", "budget_ratio", "attribution_hit_rate", "ucr_hits", "smap_vus_pr", "msl_vus_pr",
+        "mscloud_vus_pr",
+    }  # fmt: skip
+    assert wanted <= as_json(evaluation).keys()
+
+
+def test_figures_of_several_weights_are_means(evaluation):
+    """Averages over pretraining seeds: the same weights twice change nothing, a control among them pulls halfway."""
+    runs, naive = evaluation.runs["served"], evaluation.runs["naive"][0]
+    assert figures(runs) == pytest.approx(figures(runs[:1]), nan_ok=True)
+    mixed = figure([runs[0], naive], "vus_pr")
+    assert mixed == pytest.approx((figure([runs[0]], "vus_pr") + figure([naive], "vus_pr")) / 2)
+    assert len(as_json(evaluation)["weights"]) == 2
+
+
+def test_difference_to_a_control_draws_the_same_series_for_both(evaluation):
+    """A contender lies exactly 0 above itself in every draw."""
+    runs = evaluation.runs["served"]
+    same = interval(runs, "vus_pr", runs)
+    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+
+
+def test_every_miss_and_false_alarm_is_named(served):
+    """What went wrong comes first in the report: where, how far from the threshold, and the feature."""
+    item, track = served["ucr/one"]
+    event, verdict = np.zeros_like(track.event), np.zeros_like(track.verdict)
+    event[400], verdict[400:403] = OPENED, ANOMALOUS
+    result = judge(item, replace(track, event=event, verdict=verdict), {})
+    [miss], [false] = result.misses, result.false_alarms
+    assert SPIKE <= miss.row < SPIKE + 5
+    assert miss.rows == 5
+    assert (false.rows, false.feature) == (3, "m1")
+    assert 400 <= false.row <= 402
+    assert worst_first([judge(item, track, {}), result])[0] is result
+
+
+def test_delays_in_seconds_are_those_of_event_time(served):
+    """A delay of three rows of a minute is three minutes."""
+    item, track = served["smd/machine"]
+    verdict = np.zeros_like(track.verdict)
+    verdict[SPIKE + 3] = ANOMALOUS
+    assert judge(item, replace(track, verdict=verdict), {}).delays_s == (180.0,)
+
+
+def test_plants_measure_the_budget_and_nothing_else():
+    """Nothing happens in them: every row after the warm-up is clean, none is judged, and they are always the same."""
+    entries = plant_entries(is_quick=True)
+    series, again = (plant_series(made, is_quick=True) for made in (entries, plant_entries(is_quick=True)))
+    assert len(series) == len(entries) > 0
+    for item, other in zip(series, again, strict=True):
+        assert (item.clean_rows.start, item.clean_rows.stop) == (100, item.entry.rows)
+        assert not item.is_judged
+        assert not item.labels.any()
+        np.testing.assert_array_equal(item.stream.values, other.stream.values)
+
+
+def test_long_recordings_are_cut_to_a_part_with_their_events(tmp_path):
+    """The long files of kdd99 have their events far from the beginning."""
+    values, labels = steady(length=60_000)
+    late = np.roll(labels, 40_000)
+    folder = write_folder(tmp_path, kdd99__http=(np.roll(values, 40_000, 0), late, None))
+    [item] = load_series(folder, read_entries(folder))
+    assert len(item.stream) == 50_000
+    assert item.labels.sum() == 5
+    assert np.nanargmax(item.stream.values[:, 0]) in np.flatnonzero(item.labels)
+    assert item.entry.data_set == "kdd99/http"
 
 
 def test_command_writes_what_it_is_asked_for(folder, tmp_path, capsys):
