@@ -382,7 +382,7 @@ def _aged(count: Tensor, intervals: Tensor, gap: Tensor) -> Tensor:
 
 
 def mixture_point(mixture: Tensor, p: float) -> Tensor:
-    """The p point of ``(9, R)`` mixtures of logistics, by bisection within +- 20 to 4e-5; 0 where there is no mixture."""
+    """The p point of ``(9, R)`` mixtures of logistics, by bisection to 4e-5; 0 where there is no mixture."""
     low, high = mixture.new_full(mixture.shape[1:], -20.0), mixture.new_full(mixture.shape[1:], 20.0)
     for _ in range(20):
         middle = (low + high) * 0.5
