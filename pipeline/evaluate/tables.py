@@ -353,7 +353,12 @@ def lost_table(evaluation: Evaluation) -> Table:
 
     for key in HEADLINES:
         if not key.startswith(LESS_IS_BETTER):
-            heads = {contender.name: evaluation.headlines[contender.name][key] for contender in evaluation.contenders}
+            heads = {
+                contender.name: evaluation.headlines[contender.name][key]
+                for contender in evaluation.contenders
+                if len(evaluation.runs[contender.name][0])
+                == len(evaluation.served)  # else it is a mean of other series
+            }
             compare(key, heads.pop(SERVED.name), heads)
     named = {data_set for data_set, _ in HEADLINES.values()}
     for name in by_data_set(evaluation.served):
