@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
 def build_courses(settings: Settings, cluster: Cluster, renew: Renew = renewed) -> dict[str, Course]:
     """A course for each profile that can learn, its first version published where no worker has done it.
 
+    What is served it leaves alone: the settings in force are those of the worker that started last.
+
     Raises
     ------
     VersionError
@@ -83,7 +85,8 @@ def build_courses(settings: Settings, cluster: Cluster, renew: Renew = renewed) 
     device = choose_device(settings.engine.device)
     courses = {}
     for name, profile in settings.profiles.items():
-        registry.ensure(name, profile.builtin() or profile.predictor, profile.fold(), profile.scope)
+        if registry.current(name) is None:
+            registry.ensure(name, profile.builtin() or profile.predictor, profile.fold(), profile.scope)
         try:
             courses[name] = Course(
                 name,
@@ -97,7 +100,7 @@ def build_courses(settings: Settings, cluster: Cluster, renew: Renew = renewed) 
                 renew,
             )
         except CannotLearnError as error:
-            logger.warning("%s; it serves as it is", error)
+            logger.warning("%s; it serves as it is. Restart the learner once another version is served", error)
     if not courses:
         raise ConfigurationError("none of the profiles has a predictor that can learn while it runs")
     return courses

@@ -365,6 +365,8 @@ def _history(args: argparse.Namespace, settings: Settings, registry: Registry) -
         elif decisions:
             print(f"profile {profile}")
             _print_history(decisions)
+        else:
+            print(f'profile {profile}: no decisions yet; a learner and "tidewatch models" write them down')
 
 
 # ---------------------------------------------------------------- naming and printing

@@ -73,7 +73,7 @@ class Offline:
             scorer = weights if isinstance(weights, Scorer) else Scorer(weights, profile.fold(), device)
         except ValueError as exc:
             raise ConfigurationError(f"profile {name}: {exc}") from exc
-        self.version = version_name(scorer.weights, profile.fold())
+        self.version = version_name(scorer.weights, scorer.config)
         self._engine = Engine(
             name, profile, lambda version: scorer, max_streams, device, detail=detail, threads=threads
         )

@@ -6,7 +6,8 @@
     <folder>/<profile>/current                                  the version to serve
     <folder>/<profile>/pinned                                   exists while no learner may change that
     <folder>/<profile>/retrain                                  asks a running learner to train harder
-    <folder>/<profile>/history.jsonl                            every decision with its figures, oldest first
+    <folder>/<profile>/history.jsonl                            every decision with its figures, oldest first,
+                       history.old.jsonl                        and those before; the oldest are dropped
     <folder>/<profile>/learner.json                             what a learner knows of its streams over a restart
 
 A version is named by its content: publishing the same weights with the same settings twice is one version. Its name
@@ -16,6 +17,7 @@ the same weights, and refuses the older one. docs/versions.md says what goes wit
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -23,6 +25,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,9 @@ FOLD_FILE = "fold.json"
 ROW_LAYOUT = "row_layout"
 """Where a version's manifest says how its rows are laid out."""
 
+HISTORY_BYTES = 1 << 20
+"""Two files of this size keep some thousand decisions: years of a learner."""
+
 DRAFTS_LIVE_S = 3600.0
 """Drafts older than this were left by a process that died."""
 
@@ -53,7 +59,7 @@ class Decision:
         Wall clock.
     event
         ``candidate``, ``promoted``, ``rejected``, ``rolled back``, ``confirmed``, ``held``, ``pinned``,
-        ``unpinned``, ``imported``, ``retrain``, ``drift``, ``abandoned``, ``removed``,
+        ``unpinned``, ``imported``, ``retrain``, ``drift``, ``abandoned``, ``followed``, ``resting``, ``removed``,
         ``compressed``.
     version
         The version it is about: the one served from now on, the one given up by a rollback.
@@ -226,21 +232,23 @@ class Registry:
         line = json.dumps({**asdict(decision), "figures": figures}, separators=(",", ":")) + "\n"
         place = self._folder / profile / "history.jsonl"
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(place, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = _opened_alone(place)
         try:
             end = os.fstat(handle).st_size
             is_cut = end > 0 and os.pread(handle, 1, end - 1) != b"\n"  # a crash in mid-write costs its own line only
             os.write(handle, (b"\n" if is_cut else b"") + line.encode())
             os.fsync(handle)
+            if end + len(line) > HISTORY_BYTES:
+                os.replace(place, place.with_name("history.old.jsonl"))
         finally:
             os.close(handle)
 
     def history(self, profile: str) -> list[Decision]:
-        """All decisions, oldest first; a line cut short by a crash is passed over."""
-        try:
-            lines = (self._folder / profile / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
+        """All decisions that are kept, oldest first; a line cut short by a crash is passed over."""
+        lines: list[str] = []
+        for name in ("history.old.jsonl", "history.jsonl"):
+            with suppress(FileNotFoundError):
+                lines += (self._folder / profile / name).read_text(encoding="utf-8").splitlines()
         found = []
         for line in lines:
             try:
@@ -383,6 +391,17 @@ def _weights_in(folder: Path) -> Weights:
                     f"{folder}/{MANIFEST_FILE}: pooled tail {kind}.{name} is {value!r}, no positive number"
                 )
     return weights
+
+
+def _opened_alone(place: Path) -> int:
+    """A file for appending, locked until it is closed: not one that another process has just moved away."""
+    while True:
+        handle = os.open(place, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(place)):
+                return handle
+        os.close(handle)
 
 
 def version_name(weights: Weights, fold: FoldConfig) -> str:

@@ -414,11 +414,15 @@ def _advancing(bar: Progress, task: TaskID) -> Callable[[int], None]:
     return advance
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def _print_summary(console: Console, outputs: Outputs, seconds: float) -> None:
     tally = outputs.tally
     verdicts = {name: int(count) for name, count in zip(VERDICTS, tally.verdicts.tolist(), strict=True)}
     console.print(
-        f"{len(tally.streams):,} streams, {tally.scored:,} observations scored in {seconds:.1f} s "
+        f"{_counted(len(tally.streams), 'stream')}, {tally.scored:,} observations scored in {seconds:.1f} s "
         f"({tally.scored / max(seconds, 1e-9):,.0f}/s): {verdicts['normal']:,} normal, "
         f"{verdicts['anomalous']:,} anomalous, {verdicts['warming_up']:,} warming up, {verdicts['missing']:,} missing"
     )
@@ -426,7 +430,7 @@ def _print_summary(console: Console, outputs: Outputs, seconds: float) -> None:
         if count:
             console.print(f"{count:,} {what}")
     critical = sum(alert.severity == "critical" for alert in tally.worst.values())
-    console.print(f"{tally.opened:,} alerts, {critical:,} of them critical")
+    console.print(f"{_counted(tally.opened, 'alert')}, {critical:,} of them critical")
     worst = tally.worst_alerts(SHOWN_ALERTS)
     if worst:
         console.print(_table(worst))

@@ -489,6 +489,16 @@ OPERATIONS: Sequence[tuple[str, Sequence[Panel]]] = (
                 [Query(f"anomaly_learner_trial_gain{{{LEARNER}}}", "{{profile}}")],
             ),
             Graph(
+                "trials: how they ended",
+                "In the last day. Rolled back: a promoted version did worse than its parent, which serves again.",
+                [
+                    Query(
+                        f"sum by (event) (increase(anomaly_learner_decisions_total{{{LEARNER}}}[1d]))",
+                        "{{event}}",
+                    )
+                ],
+            ),
+            Graph(
                 "phase and drift",
                 "1 for the phase a profile is in, and while its streams have moved and are not caught up with.",
                 [

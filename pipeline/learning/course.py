@@ -4,23 +4,24 @@
        ▲              │ no better               │ worse
        └──────────────┴── rejected ◀────────────┴── rolled back
 
-The learner never touches what serves but by :meth:`pipeline.registry.Registry.serve`.
+The learner never touches what serves but by :meth:`pipeline.registry.Registry.serve`. What others serve it follows,
+weights and settings; where that cannot learn, it rests until something else is served.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from models.calibration import Effort
-from models.config import HiddenOnSwap
+from models.config import FoldConfig, HiddenOnSwap
 from models.drift import DriftDetector
 from models.learner import (
     Learned,
@@ -59,6 +60,12 @@ HARDER = 4
 FRESH_KEPT = 256
 LATEST = 32
 
+RESTING = "resting"
+PHASES = ("learning", "shadow", "probation", RESTING)
+OUTCOMES = ("promoted", "rejected", "confirmed", "rolled back", "abandoned")
+"""Decisions that :attr:`CourseStatus.decided` counts: how trials went."""
+
+OF_A_TRIAL = ("candidate", "held", "followed", *OUTCOMES)
 
 Renew = Callable[[Weights, Learned, Sequence[Lessons], int, Effort, dict[str, Any]], Weights]
 
@@ -76,6 +83,7 @@ class CourseStatus:
     updates: int
     stretches: int
     judged: Mapping[str, int]
+    decided: Mapping[str, int]
     loss_now: float
     loss_serving: float
     loss_learning: float
@@ -108,7 +116,7 @@ class Course:
     CannotLearnError
         The predictor sees all features at once, or has nothing to learn.
     VersionError
-        What is served cannot be loaded.
+        What is served cannot be loaded, or is of another number of features.
     """
 
     def __init__(
@@ -127,11 +135,7 @@ class Course:
         self._wall_ms, self._device, self._hidden = wall_ms, device, hidden
         self._live_versions, self._renew = live_versions, renew
         self._following = Following(rules.max_streams, round(profile.idle_reset_s * 1000))
-        self._sights: dict[str, Sight] = {}
-        self._cutter = Cutter(rules.stretch, profile.interval_s)
         self._gate = Gate(rules.lasting_s, rules.max_imputed)
-        self._reservoir: Reservoir[Stretches] = Reservoir(rules.reservoir)
-        self._fresh: deque[Stretches] = deque(maxlen=FRESH_KEPT)
         self._drift = DriftDetector("adwin")
         self._progress: deque[tuple[float, float]] = deque(maxlen=rules.shadow_stretches)
         self._latest: deque[float] = deque(maxlen=LATEST)
@@ -139,25 +143,32 @@ class Course:
         self._harder = 0
         self._updates = self._updates_at_last = 0
         self._stretches = 0
-        self._taught_ms: tuple[int, int] | None = None
+        self._decided: Counter[str] = Counter()
         self._is_forced = self._is_held = False
         self._trial: Trial | None = None
         self._phase = "learning"
         current = registry.current(name)
         if current is None:
             raise VersionError(f"profile {name}: the registry names no version to serve")
+        self._pointer = current
         self._serving = self._shadow(current)
         self._other: Shadow | None = None
         self._pupil = self._new_pupil(self._serving.weights)
-        seed = int(current[:6], 16)
-        self._generated = [without_past(each, self._pupil.network) for each in generated_lessons(rules.stretch, seed)]
+        self._begin_lessons()
+        if foreign := self._foreign_settings():
+            logger.warning("profile=%s version %s is served with %s", name, current, foreign)
         self._recall()
         self._resume()
 
     def _shadow(self, version: str) -> Shadow:
-        weights, _ = self._registry.load(self.name, version)
+        weights, fold = self._registry.load(self.name, version)
+        if len(fold.features) != len(self._profile.features):
+            raise VersionError(
+                f"profile {self.name}: version {version} is of {len(fold.features)} features, the settings name "
+                f"{len(self._profile.features)}"
+            )
         try:
-            return Shadow(self.name, self._profile, weights, self._rules.max_streams, self._device)
+            return Shadow(self.name, self._profile, weights, fold, self._rules.max_streams, self._device)
         except ValueError as exc:
             raise CannotLearnError(f"profile {self.name}: version {version} cannot learn: {exc}") from exc
 
@@ -167,6 +178,27 @@ class Course:
             return Pupil(weights, self._device, rules.rate, min(64, rules.stretch), rules.gradient_norm)
         except ValueError as exc:
             raise CannotLearnError(f"profile {self.name}: its predictor has nothing to learn: {exc}") from exc
+
+    def _begin_lessons(self) -> None:
+        """What is cut, kept and rehearsed, as the serving version sees it (:attr:`Shadow.kind`)."""
+        rules, serving = self._rules, self._serving
+        self._sights: dict[str, Sight] = {}
+        self._cutter = Cutter(rules.stretch, serving.fold.interval_s)
+        self._reservoir: Reservoir[Stretches] = Reservoir(rules.reservoir)
+        self._fresh: deque[Stretches] = deque(maxlen=FRESH_KEPT)
+        self._taught_ms: tuple[int, int] | None = None
+        generated = generated_lessons(rules.stretch, int(serving.version[:6], 16))
+        self._generated = [without_past(each, self._pupil.network) for each in generated]
+
+    def _foreign_settings(self) -> str:
+        """In words, where what is served was made with other settings than this learner has; else empty."""
+        changed = _changed(self._profile.fold(), self._serving.fold)
+        return (
+            f"other settings than this learner's ({changed}), and it learns by those: give workers and learner the "
+            "same settings file"
+            if changed
+            else ""
+        )
 
     def remember(self) -> None:
         """Keep what must outlive a restart: else a fault that is going on would be all that streams are known by."""
@@ -185,7 +217,9 @@ class Course:
 
     def _resume(self) -> None:
         """Take up a probation that a restart interrupted; a shadow is not worth taking up."""
-        last = next((d for d in reversed(self._registry.history(self.name)) if d.by == BY and d.version), None)
+        last = next(
+            (d for d in reversed(self._registry.history(self.name)) if d.by == BY and d.event in OF_A_TRIAL), None
+        )
         if last is None:
             return
         if last.event == "candidate" or (last.event == "promoted" and last.version != self._serving.version):
@@ -219,6 +253,8 @@ class Course:
             return
         for number in np.flatnonzero(windows.control != CONTROL_NONE).tolist():
             self._forget(windows.stream_ids[number])
+        if self._phase == RESTING:
+            return
         absorbed, alarms = self._serving.absorb({partition: windows})
         other_alarms = self._other.absorb({partition: windows})[1] if self._other is not None else 0
         stretches = [each for scores in absorbed.scores for each in self._cutter.add(windows, scores)]
@@ -249,8 +285,8 @@ class Course:
             np.stack([each.values for each in turn]),
             np.stack([each.times_ms for each in turn]),
             [each.follows_gap for each in turn],
-            self._profile.interval_s,
-            self._profile.clock and not self._profile.light,
+            self._serving.fold.interval_s,
+            self._serving.has_clock,
         )
         serving, _ = self._serving.forecaster.predict(names, lessons)
         learning, stretches = self._pupil.predict(names, lessons)
@@ -304,7 +340,7 @@ class Course:
 
     def wants_to_study(self) -> bool:
         """Whether there is something to learn that was not learned often enough yet."""
-        return self._credits > 0 and len(self._reservoir) > 0
+        return self._credits > 0 and len(self._reservoir) > 0 and self._phase != RESTING
 
     def study(self) -> UpdateReport:
         """One update: half of it fresh, the rest rehearsal from the reservoir and a little of what was generated."""
@@ -325,6 +361,8 @@ class Course:
     def decide(self) -> None:
         """Follow the registry; make a candidate, promote it, confirm it or roll it back, where it is time."""
         self._follow_pointer()
+        if self._phase == RESTING:
+            return
         if self._registry.take_retrain(self.name):
             self._is_forced = True
             self._credits += self._rules.candidate_updates
@@ -338,23 +376,41 @@ class Course:
             self._propose()
 
     def _follow_pointer(self) -> None:
-        """An operator, or new settings, may have changed what is served."""
+        """An operator, or a worker with new settings, may have changed what is served; each change is met once."""
         current = self._registry.current(self.name)
-        if current is None or current == self._serving.version:
+        if current is None or current == self._pointer:
             return
-        before = self._serving
-        if self._other is not None and current == self._other.version:
-            self._follow(self._other)
-        else:
-            self._follow(self._shadow(current))
-            self._serving.begin_like(before, self._hidden)
-            self._pupil = self._new_pupil(self._serving.weights)
-        self._note("abandoned" if self._trial else "held", current, before.version, "another version is served")
+        before, self._pointer = self._pointer, current
+        if self._trial is not None:
+            self._note("abandoned", self._trial.challenger, self._trial.incumbent, "another version is served")
+        try:
+            self._take_over(current)
+        except VersionError as error:
+            self._end_trial()
+            self._phase = RESTING
+            self._note(RESTING, current, before, f"until another version is served: {error}")
+            return
+        foreign = self._foreign_settings()
+        self._note("followed", current, before, f"served with {foreign}" if foreign else "another version is served")
         self._end_trial()
+
+    def _take_over(self, version: str) -> None:
+        """Go on from another version, with its settings; or raise, and nothing has changed."""
+        before = self._serving
+        if version == before.version:
+            return
+        shadow = self._other
+        if shadow is None or shadow.version != version:
+            shadow = self._shadow(version)
+            shadow.begin_like(before, self._hidden)
+        self._pupil = self._new_pupil(shadow.weights)
+        self._follow(shadow)
+        if shadow.kind != before.kind:
+            self._begin_lessons()
 
     def _follow(self, shadow: Shadow) -> None:
         """Another version serves: what the one before it lost is no measure any more."""
-        self._serving = shadow
+        self._serving, self._pointer = shadow, shadow.version
         self._gate.doubt_losses()
         self._drift.reset()
 
@@ -371,7 +427,7 @@ class Course:
         series = self._rules.tail_series
         effort = Effort(series, max(4, series // 8), max(4, series // 8), self._rules.tail_observations)
         weights = self._renew(self._serving.weights, self._pupil.learned(), sample, self._updates, effort, about)
-        version = self._registry.publish(self.name, weights, self._profile.fold())
+        version = self._registry.publish(self.name, weights, self._serving.fold)
         self._is_forced = False
         if version == parent:
             return
@@ -451,7 +507,7 @@ class Course:
         rules = self._rules
         needed = rules.shadow_stretches if phase == "shadow" else rules.probation_stretches
         self._phase, self._is_held = phase, False
-        self._trial = Trial(challenger, incumbent, needed, rules.margin, self._profile.fold().alarm_every_s)
+        self._trial = Trial(challenger, incumbent, needed, rules.margin, self._serving.fold.alarm_every_s)
 
     def _end_trial(self) -> None:
         self._phase, self._trial, self._other = "learning", None, None
@@ -467,6 +523,7 @@ class Course:
     def _note(
         self, event: str, version: str, parent: str | None, reason: str, figures: Mapping[str, float] | None = None
     ) -> None:
+        self._decided[event] += 1
         logger.info("profile=%s %s version=%s: %s %s", self.name, event, version, reason, dict(figures or {}))
         self._registry.note(
             self.name, Decision(self._wall_ms(), event, version, BY, parent, reason, dict(figures or {}))
@@ -491,6 +548,7 @@ class Course:
             updates=self._updates,
             stretches=self._stretches,
             judged=dict(self._gate.judged),
+            decided={event: self._decided[event] for event in OUTCOMES},
             loss_now=float(np.mean(self._latest)) if self._latest else math.nan,
             loss_serving=serving,
             loss_learning=learning,
@@ -499,6 +557,11 @@ class Course:
             gain=self._trial.gain if self._trial is not None else math.nan,
             version=self._serving.version,
         )
+
+
+def _changed(ours: FoldConfig, served: FoldConfig) -> str:
+    one, two = asdict(ours), asdict(served)
+    return ", ".join(f"{name} {two[name]} for {one[name]}" for name in one if one[name] != two[name])
 
 
 def _utc(ms: int) -> str:

@@ -7,10 +7,8 @@ import math
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from models.learner import UpdateReport
-from pipeline.learning.course import CourseStatus
+from pipeline.learning.course import OUTCOMES, PHASES, CourseStatus
 from pipeline.learning.gate import REASONS
-
-PHASES = ("learning", "shadow", "probation")
 
 
 class LearnerMetrics:
@@ -30,6 +28,10 @@ class LearnerMetrics:
             "anomaly_learner_chunks_skipped", "Chunks without a finite gradient.", ["profile"], registry=registry
         )
         self._seconds = Counter("anomaly_learner_seconds", "Time spent on updates.", ["profile"], registry=registry)
+        self._decisions = Counter(
+            "anomaly_learner_decisions", "Ends of trials, by how they ended.", ["profile", "event"], registry=registry
+        )
+        self._decided: dict[tuple[str, str], int] = {}
         self._stretches = gauge("stretches", "Fresh stretches that taught, since the start.")
         self._judged = gauge("judged", "Stretches by what the gate said of them, since the start.", "reason")
         self._streams = gauge("streams", "Streams followed.")
@@ -52,7 +54,7 @@ class LearnerMetrics:
         self._gradient.labels(profile).set(report.gradient_norm)
 
     def show(self, profile: str, status: CourseStatus, lag: int) -> None:
-        """Set the gauges of a profile."""
+        """Set the gauges of a profile, and count what was decided since."""
         self._updates.labels(profile)
         self._streams.labels(profile).set(status.streams)
         self._closed.labels(profile).set(status.closed)
@@ -66,5 +68,9 @@ class LearnerMetrics:
         self._lag.labels(profile).set(lag)
         for phase in PHASES:
             self._phase.labels(profile, phase).set(status.phase == phase)
+        for event in OUTCOMES:
+            before = self._decided.get((profile, event), 0)
+            self._decisions.labels(profile, event.replace(" ", "_")).inc(status.decided[event] - before)
+            self._decided[profile, event] = status.decided[event]
         for reason in REASONS:
             self._judged.labels(profile, reason).set(status.judged.get(reason, 0))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from models.config import HiddenOnSwap
+from models.config import FoldConfig, HiddenOnSwap, PredictorConfig
 from models.learner import Forecaster
 from models.pretrained import Weights
+from models.step import Scorer
 from pipeline.engine import Absorbed
 from pipeline.offline import Offline
 from pipeline.records import EVENTS, OPENED, Partition, Windows
@@ -18,16 +19,33 @@ class Shadow(Offline):
 
     Attributes
     ----------
-    weights
-        The version's.
+    weights, fold
+        The version's; its settings may be others than the profile has here.
     forecaster
         Its losses on stretches.
+
+    Raises
+    ------
+    ValueError
+        The predictor sees all features at once.
     """
 
-    def __init__(self, name: str, profile: Profile, weights: Weights, max_streams: int, device: str) -> None:
-        super().__init__(name, profile, weights, max_streams=max_streams, device=device)
-        self.weights = weights
+    def __init__(
+        self, name: str, profile: Profile, weights: Weights, fold: FoldConfig, max_streams: int, device: str
+    ) -> None:
+        super().__init__(name, profile, Scorer(weights, fold, device), max_streams=max_streams, device=device)
+        self.weights, self.fold = weights, fold
         self.forecaster = Forecaster(weights, device)
+
+    @property
+    def kind(self) -> tuple[PredictorConfig, float | None, bool]:
+        """What lessons are made by; those of one kind are of no use to another."""
+        return self.weights.predictor, self.fold.interval_s, self.has_clock
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether its rows have a time-of-day memory."""
+        return self.fold.clock and not self.fold.light
 
     def begin_like(self, other: Shadow, hidden: HiddenOnSwap) -> None:
         """Take over copies of another version's rows, carried as a worker carries them at a swap."""
@@ -35,7 +53,7 @@ class Shadow(Offline):
         for partition in list(theirs.slots_of):
             self._engine.bring_to(partition, self.version)
             theirs.copy_to(ours, partition, hidden)
-        if hidden == "carry":
+        if hidden == "carry" and self.weights.predictor == other.weights.predictor:
             self.forecaster.follow(other.forecaster)
 
     def forget(self, stream_id: str) -> None:

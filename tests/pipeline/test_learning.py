@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from models.calibration import Effort
 from models.config import PredictorConfig
@@ -19,11 +20,12 @@ from models.pretrained import Weights
 from models.training import Lessons
 from pipeline.errors import BrokerAway, CannotLearnError, ConfigurationError
 from pipeline.learner_command import build_courses
-from pipeline.learning.course import Course
+from pipeline.learning.course import OUTCOMES, Course, CourseStatus
 from pipeline.learning.cutting import Cutter, Stretch
 from pipeline.learning.follow import Following
 from pipeline.learning.gate import ANOMALOUS, CLOSED, IMPUTED, NORMAL, WARMING_UP, Gate
 from pipeline.learning.learner import Learner
+from pipeline.learning.metrics import LearnerMetrics
 from pipeline.learning.reservoir import Reservoir
 from pipeline.learning.trial import Trial, Verdict
 from pipeline.partition import to_offset
@@ -577,6 +579,113 @@ def test_pinned_versions_stay_and_retraining_can_be_asked_for(tmp_path: Path) ->
     assert events[0] == "retrain"
     assert {"candidate", "held"} <= set(events)
     assert family.registry.current("p") == family.first
+
+
+def test_a_version_of_other_settings_is_followed_and_said_once(tmp_path: Path) -> None:
+    """A worker with another alarm budget decides what is in force: the learner must neither undo it nor talk on."""
+    family = Family(tmp_path)
+    family.live("waves", 6)
+    kept = sum(family.course.kept().values())
+    daily = family.profile.model_copy(update={"alarm_budget": "1 per day"}).fold()
+    version = family.registry.ensure("p", str(tmp_path / "base"), daily)
+    assert version != family.first
+    family.live("waves", 1)
+    assert sum(family.course.kept().values()) > kept, "it goes on with what it has"
+    for _ in range(5):
+        family.course.decide()
+    (told,) = [each for each in family.registry.history("p") if each.event == "followed"]
+    assert (told.version, told.parent) == (version, family.first)
+    assert "alarm_every_s 86400.0 for 604800.0" in told.reason
+    family.registry.ask_retrain("p")
+    while "candidate" not in family.events():
+        family.live("waves", 1)
+    candidate = next(each for each in family.registry.history("p") if each.event == "candidate")
+    assert family.registry.load("p", candidate.version)[1] == daily
+
+
+@pytest.mark.parametrize("change", ["interval", "predictor"])
+def test_a_version_of_another_kind_is_learned_from_anew(tmp_path: Path, change: str) -> None:
+    """What was kept of another interval or for another network teaches wrong things, or ends the learner."""
+    family = Family(tmp_path)
+    family.live("waves", 8)
+    assert family.course.status().reservoir > 0
+    weights, fold = family.registry.load("p", family.first)
+    if change == "interval":
+        fold = replace(fold, interval_s=300.0)
+    else:
+        weights = Weights.random(PredictorConfig("lstm", hidden=4), 1)
+    family.registry.serve("p", family.registry.publish("p", weights, fold))
+    family.course.decide()
+    assert family.course.status().reservoir == 0
+    updates = family.course.status().updates
+    family.live("waves", 3)
+    status = family.course.status()
+    assert status.version == family.registry.current("p")
+    if change == "predictor":
+        assert status.updates > updates
+
+
+def test_a_version_that_cannot_learn_lets_the_learner_rest_until_another_serves(tmp_path: Path) -> None:
+    """Promoted by hand, it must not keep other profiles from learning, nor be complained of every second."""
+    family = Family(tmp_path)
+    family.live("waves", 4)
+    naive = family.registry.publish("p", Weights.random(PredictorConfig("naive", hidden=1), 1), family.profile.fold())
+    family.registry.serve("p", naive)
+    family.live("waves", 3)
+    assert family.events() == ["resting"]
+    assert "nothing to learn" in family.registry.history("p")[0].reason
+    status = family.course.status()
+    assert (status.phase, family.course.wants_to_study()) == ("resting", False)
+    family.registry.serve("p", family.first)
+    family.live("waves", 2)
+    assert family.events() == ["resting", "followed"]
+    assert family.course.status().phase == "learning"
+    assert family.course.status().stretches > status.stretches
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_probation_outlives_a_restart_whatever_was_noted_since(tmp_path: Path) -> None:
+    """Drift seen, or a retraining asked for, while a version is on probation must not let it off."""
+    family = Family(tmp_path)
+    family.live("waves", 8)
+    bad = family.registry.publish("p", _worse(tiny_weights(1)), family.profile.fold())
+    family.registry.note("p", replace(_decision(), version=bad, parent=family.first))
+    family.registry.note("p", replace(_decision(), event="drift", version=bad))
+    family.registry.serve("p", bad)
+    assert family.begun().status().phase == "probation"
+
+
+def test_settings_of_the_learner_do_not_change_what_is_served(tmp_path: Path) -> None:
+    """Started with an old file, it must not take back a worker's new settings."""
+    tiny_weights(1).save(tmp_path / "tiny")
+    profile = make_profile(topics=["t"], predictor=str(tmp_path / "tiny"), light=True)
+    daily = profile.model_copy(update={"alarm_budget": "1 per day"})
+    registry = Registry(tmp_path / "registry")
+    version = registry.ensure("p", str(tmp_path / "tiny"), daily.fold())
+    weekly = profile.model_copy(update={"alarm_budget": "1 per week"})
+    settings = Settings(
+        registry=Place(folder=tmp_path / "registry"), engine=Engine(device="cpu"), profiles={"p": weekly}
+    )
+    assert build_courses(settings, Cluster("127.0.0.1:1"))["p"].status().version == version
+    assert registry.current("p") == version
+
+
+def test_ends_of_trials_are_counted_from_zero() -> None:
+    """An alert on a rollback needs the counter before the first one."""
+    metrics = LearnerMetrics(CollectorRegistry())
+    decided = dict.fromkeys(OUTCOMES, 0)
+    status = CourseStatus(0, 0, 0, 0, 0, {}, decided, 0.0, 0.0, 0.0, "learning", False, 0.0, "v")
+
+    def rollbacks() -> float | None:
+        where = {"profile": "p", "event": "rolled_back"}
+        return metrics.registry.get_sample_value("anomaly_learner_decisions_total", where)
+
+    metrics.show("p", status, 0)
+    assert rollbacks() == 0
+    for _ in range(2):
+        metrics.show("p", replace(status, decided={**decided, "rolled back": 1}), 0)
+    assert rollbacks() == 1
 
 
 def _worse(weights: Weights) -> Weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -362,6 +363,27 @@ def test_history_outlives_a_line_cut_short(registry: Registry, tmp_path: Path) -
     pinned, unpinned = registry.history("p")
     assert dict(pinned.figures) == {"y": 2.0}
     assert unpinned.event == "unpinned"
+
+
+def test_history_is_bounded_and_keeps_the_latest(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that writes a line every second must not fill the disk; several processes may write at a time."""
+    monkeypatch.setattr("pipeline.registry.HISTORY_BYTES", 2000)
+    others = [Registry(tmp_path / "registry") for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda n: others[n % 2].note("p", Decision(n, "held", "a", "learner")), range(200)))
+    assert sum(path.stat().st_size for path in (tmp_path / "registry" / "p").glob("history*")) < 5000
+    kept = sorted(decision.time_ms for decision in registry.history("p"))
+    assert len(kept) > 15
+    lost = set(range(kept[0], 200)) - set(kept)
+    assert lost <= set(range(kept[0] + 3)), "but for neighbours of the oldest, which two may write in either order"
+
+
+def test_no_history_is_said(command: Command) -> None:
+    """Nothing printed looks like a command that failed."""
+    assert "no decisions yet" in command("history")[1]
+    assert command("history", "--json")[1] == ""
 
 
 def test_an_exported_folder_holds_its_settings(registry: Registry, tmp_path: Path) -> None:

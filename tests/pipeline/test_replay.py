@@ -122,6 +122,12 @@ def test_order_of_rows_in_the_recording_changes_no_byte(settings_file: Path, rec
     assert written[0] == written[1]
 
 
+def test_one_stream_is_a_stream(settings_file: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The summary is read by people."""
+    assert replay(recording, "--settings", settings_file, "--streams", "hall/w0") == 0
+    assert "1 stream, 200 observations" in capsys.readouterr().out
+
+
 def test_part_of_a_recording_is_chosen_by_stream_and_time(settings_file: Path, recording: Path, tmp_path: Path) -> None:
     """One looks at an hour of one machine, not at the year of the plant."""
     scores = tmp_path / "s.jsonl"
