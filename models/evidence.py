@@ -35,6 +35,9 @@ SCALE_CAP = 9.0
 ACTIVITY_WINDOW, LONG_ACTIVITY_WINDOW, USUAL_WINDOW = 10.0, 40.0, 2000.0
 ACTIVITY_CAP = 1e12
 PLAIN_AVERAGE = 100.0
+# The long window grows at most to (1 + 24 / 40) times itself with one value: it is for what lasts, and a blow, however
+# hard, has left it by the time it has left the short one.
+LASTING_CAP = 25.0
 SLOW_WINDOW = 20000.0
 TOP = 5
 RESIDUAL_CAP = 50.0
@@ -287,8 +290,10 @@ class SingleChain:
         error_4 = x - o.forecast_4
         square = error_4 * error_4
         usual = torch.addcmul(self.activity.usual, floor, floor)
-        active = self._activity(self.activity.recent, square, usual, o, ACTIVITY_WINDOW)
-        long_active = self._activity(self.activity.recent_long, square, usual, o, LONG_ACTIVITY_WINDOW)
+        recent, lasting = self.activity.recent, self.activity.recent_long
+        active = self._activity(recent, square, usual, o, ACTIVITY_WINDOW)
+        bound = torch.where(o.count >= PLAIN_AVERAGE + 4.0, (lasting + usual).mul_(LASTING_CAP), torch.inf)
+        long_active = self._activity(lasting, torch.minimum(square, bound), usual, o, LONG_ACTIVITY_WINDOW)
         level_nats = self.level_tail.nats(level, o.count, self.pooled.level)
         activity_nats = torch.maximum(
             self.activity_tail.nats(active, o.count, self.pooled.activity),

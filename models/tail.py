@@ -28,9 +28,11 @@ CLUSTER_QUIET = 10.0
 # One cluster moves beta as if its peak were at most so many times the usual excess: a fault is one odd cluster.
 CLUSTER_CAP = 4.0
 # Within a cluster, q and D move ever more slowly: by 1 / (1 + length / 50) of their step, at least a tenth, so that a
-# fault of a thousand observations does not become what is normal, and a change that lasts does.
+# fault of some hundred observations does not become what is normal. What has lasted 500 observations does: from then
+# on q grows by 1 / 500 with each that exceeds it.
 CLUSTER_PATIENCE = 50.0
 CLUSTER_LEAST_STEP = 0.1
+LASTING = 500.0
 # What the pooled tail knows counts as so many clusters.
 PRIOR_CLUSTERS = 10.0
 SLOWEST_BETA = 0.02
@@ -111,6 +113,7 @@ class ClusterTail:
         step = torch.reciprocal(age + 1.0).clamp_min_(1.0 / TAIL_WINDOW).mul_(weight).mul_(patience)
         pull = torch.where(exceeds > 0, (1.0 - TAIL_SHARE) / TAIL_SHARE, -1.0)
         self.quantile.add_(step * deviation * pull).clamp_min_(LEAST_QUANTILE)
+        self.quantile.mul_((self.length > LASTING) * exceeds * (1.0 / LASTING) + 1.0)
         moved = torch.lerp(deviation, distance, step).clamp_min_(LEAST_DEVIATION)
         self.deviation.copy_(torch.where(weight > 0, moved, self.deviation))
 

@@ -77,7 +77,7 @@ def make_series(seed: int, length: int, spikes: int = 2) -> np.ndarray:
     random = np.random.default_rng(seed)
     wave = np.sin(np.arange(length) / 7.0 + seed) + 0.1 * random.standard_normal(length)
     for at in random.integers(120, max(length - 20, 121), spikes):
-        wave[at : at + 3] += 30.0
+        wave[at : at + 3] += 8.0
     return wave[:, None].astype(np.float32)
 
 

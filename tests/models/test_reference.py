@@ -85,6 +85,7 @@ class ActivityTail:
         step = max(1 / 20_000, 1 / (n + 1)) * max(0.1, 1 / (1 + len(self.cluster) / 50))
         q, D = self.q, self.D
         self.q = max(q + step * D * (exceeds - 0.05) / 0.05, 0.1)
+        self.q *= 1 + exceeds * (len(self.cluster) > 500) / 500
         self.D = max(D + step * (min(abs(A - q), 10 * D) - D), 0.01)
 
 
@@ -201,7 +202,8 @@ class Reference:
         if x4 is not None:
             A = {}
             for window, tail in self.activities.items():
-                tail.recent += max(1 / window, 1 / max(n - 3, 1)) * ((x - x4) ** 2 - tail.recent)
+                bound = 25 * (tail.recent + self.usual + f * f) if window == 40 and n >= 104 else math.inf
+                tail.recent += max(1 / window, 1 / max(n - 3, 1)) * (min((x - x4) ** 2, bound) - tail.recent)
                 A[window] = math.sqrt(tail.recent / (self.usual + f * f))
         return S, reported, A, (x, sr, f, x4, x8, counts)
 
