@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,13 +17,15 @@ from pydantic import SecretStr
 
 from models.calibration import Effort
 from models.learner import Learned
+from models.predictor import COMPONENTS, HORIZONS
 from models.pretrained import Weights
 from models.training import Lessons
+from pipeline.__main__ import main
 from pipeline.learner_command import build_courses, build_learner
-from pipeline.learning.course import Course
+from pipeline.learning.course import Course, Renew
 from pipeline.learning.learner import Learner
 from pipeline.learning.metrics import LearnerMetrics
-from pipeline.registry import Registry
+from pipeline.registry import Decision, Registry
 from pipeline.servers import create_topics
 from pipeline.settings import Engine, Kafka, Redis, Settings
 from pipeline.settings import Learner as Rules
@@ -53,14 +56,28 @@ def _quickly(
     return replace(base, network=network, manifest=about)
 
 
+def _too_sure(horizons: slice, times: float) -> Renew:
+    """As :func:`_quickly`, with forecasts narrower than what was learned: good until something unforeseen comes."""
+
+    def renew(
+        base: Weights, network: Learned, seen: Sequence[Lessons], seed: int, effort: Effort, about: dict[str, Any]
+    ) -> Weights:
+        bias = network["head.bias"].clone()
+        bias.view(len(HORIZONS), 3, COMPONENTS)[horizons, 2] -= math.log(times)
+        return replace(base, network={**network, "head.bias": bias}, manifest=about)
+
+    return renew
+
+
 class Rig:
     """A topic, a worker and a learner of one profile, fed a stretch of every stream at a time."""
 
     worker: Worker
     learner: Learner
     course: Course
+    renew: Renew
 
-    def __init__(self, bootstrap: str, redis_url: str, folder: Path) -> None:
+    def __init__(self, bootstrap: str, redis_url: str, folder: Path, rules: Rules = RULES) -> None:
         names = {name: unique(name) for name in ("input", "scores", "alerts", "dead")}
         create_topics(bootstrap, dict.fromkeys(names.values(), 1))
         kafka = Kafka(
@@ -72,10 +89,10 @@ class Rig:
         )
         self.settings = Settings(
             kafka=kafka, redis=Redis(url=SecretStr(redis_url)), engine=Engine(device="cpu", threads=1),
-            registry=Place(folder=folder), learner=RULES, profiles={"p": profile},
+            registry=Place(folder=folder), learner=rules, profiles={"p": profile},
         )  # fmt: skip
         self.input, self.scores, self.bootstrap = names["input"], names["scores"], bootstrap
-        self.registry, self.at = Registry(folder), 0
+        self.registry, self.at, self.renew = Registry(folder), 0, _quickly
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -85,7 +102,7 @@ class Rig:
             self.worker = build_worker(self.settings, lambda stats: None)
             opened.callback(self.worker.stop)
             torch.set_num_threads(1)
-            courses = build_courses(self.settings, cluster, _quickly)
+            courses = build_courses(self.settings, cluster, lambda *what: self.renew(*what))
             self.learner = build_learner(self.settings, cluster, courses, LearnerMetrics(), opened)
             self.course = courses["p"]
             self._unread = STREAMS * self.at // LENGTH  # a learner reads the last day of Kafka's clock again
@@ -104,6 +121,8 @@ class Rig:
         self.at += LENGTH
         self._unread += STREAMS
         until(self._is_settled)
+        self.course.decide()  # not only once a second: how fast the machine is must decide nothing
+        until(self._is_settled)
 
     def _is_settled(self) -> bool:
         """Whether all is read and learned, and the worker serves what the registry names; else a step of both."""
@@ -115,9 +134,17 @@ class Rig:
         self.worker.step()
         return False
 
+    def _is_scored(self) -> bool:
+        """Whether the worker has committed all that was written; else a step of it."""
+        committed = sum(state.committed.offset for state in self.worker.partitions.values() if state.committed)
+        if committed == STREAMS * self.at // LENGTH:
+            return True
+        self.worker.step()
+        return False
+
     def scored(self) -> Counter[str]:
         """Observations scored, by version."""
-        until(lambda: self.worker.step().is_idle)
+        until(self._is_scored)
         found: Counter[str] = Counter()
         for batch in map(decode_scores, visible(self.bootstrap, self.scores)):
             found[batch.model_version] += len(batch.score)
@@ -171,6 +198,46 @@ def test_error_falls_after_a_promotion_without_a_restart(
     assert scored[promoted.version] > 0
     assert sum(scored.values()) == (BEFORE + AFTER) * STREAMS * LENGTH
     assert Cluster(rig.bootstrap).committed(f"{rig.settings.kafka.group}-learner")
+
+
+def test_a_promoted_version_that_does_worse_goes_back(
+    kafka_bootstrap: str, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By itself, from what the streams say; workers follow, and the history has the figures."""
+    rules = RULES.model_copy(update={"candidate_updates": 150, "shadow_stretches": 4})
+    rig = Rig(kafka_bootstrap, redis_url, tmp_path / "registry", rules)
+    rig.renew = _too_sure(slice(2, None), 3.0)  # of what is far: that raises no alarm
+
+    def until_noted(event: str, changed_at: int, most: int) -> Decision:
+        for _ in range(most):
+            rig.live(_family("new regime", rig.at, changed_at))
+            found = [each for each in rig.registry.history("p") if each.event == event]
+            if found:
+                return found[-1]
+        pytest.fail(f"nothing {event} in {[each.event for each in rig.registry.history('p')]}")
+
+    with rig.running():
+        first = rig.registry.current("p")
+        promoted = until_noted("promoted", BEFORE * LENGTH, 60)
+        rolled_back = until_noted("rolled back", 10**6, 8)  # the family changes its mind
+        rig.live(_family("new regime", rig.at, 10**6))
+        scored = rig.scored()
+        decided = rig.course.status().decided
+    assert (rolled_back.version, rolled_back.parent) == (promoted.version, first)
+    assert rig.registry.current("p") == first
+    assert scored.keys() == {first, promoted.version}, "workers served it, and its parent again"
+    assert sum(scored.values()) == rig.at * STREAMS
+    assert (decided["promoted"], decided["rolled back"]) == (1, 1)
+    settings = tmp_path / "t.toml"
+    settings.write_text(
+        f'[registry]\nfolder = "{tmp_path / "registry"}"\n[profiles.p]\ntopics = ["t"]\nfeatures = ["value"]\n'
+    )
+    assert main(["models", "history", "--settings", str(settings)]) == 0
+    told = capsys.readouterr().out
+    for decision in (promoted, rolled_back):
+        [line] = [line for line in told.splitlines() if decision.event in line and decision.version in line]
+        for name in ("gain", "alarms", "alarms_allowed"):
+            assert f"{name}={decision.figures[name]:g}" in told[told.index(line) :]
 
 
 @pytest.mark.parametrize("broken", [[1], [0, 1, 2, 3]], ids=["one stream", "the whole family"])
