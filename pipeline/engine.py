@@ -215,7 +215,7 @@ class Engine:
     def ended(self, headers: npt.NDArray[np.void], now_ms: int) -> Bool:
         """Which streams ended so long ago that any later record of theirs starts a fresh row (rule 16)."""
         newest = np.maximum(headers["last_event_ms"], headers["last_record_ms"])
-        return np.asarray(newest + 2 * self._idle_reset_ms < now_ms)
+        return np.asarray(newest + 2000 * self.profile.idle_reset_s < now_ms)
 
     def release_ended(self, partition: Partition, stream_ids: Sequence[str]) -> list[str]:
         """Streams of these whose saved rows may be deleted; resident ones give up their slots."""
@@ -238,7 +238,7 @@ class Engine:
         share_of = np.repeat(np.arange(len(shares)), [len(share.windows) for share in shares])
         taken = windows.offsets >= rows.header["position"][slots]
         partial = rows.header["partial_left"][slots] > 0
-        batch = lay_out(windows, slots, taken, rows.header, self._idle_reset_ms)
+        batch = lay_out(windows, slots, taken, rows.header, int(rows.scorer.config.idle_reset_s * 1000))
         self._fold(rows, batch)
         self._note_positions(rows, windows, slots, taken, batch, now_s)
         emit_from = np.array([share.emit_from for share in shares], dtype=np.int64)[share_of]
@@ -255,10 +255,6 @@ class Engine:
             skipped_windows=int((~taken).sum()),
             silent_observations=int((~speaks[batch.window]).sum()),
         )
-
-    @property
-    def _idle_reset_ms(self) -> int:
-        return int(self.profile.idle_reset_s * 1000)
 
     def _fold(self, rows: ResidentRows, batch: Observations) -> None:
         """Run every stream's observations through the scorer, in calls of equal length."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from models.step import Scorer
 from pipeline.errors import ConfigurationError
 from pipeline.offline import RECORDING, Offline, in_rounds
-from pipeline.records import Alert
+from pipeline.records import VERDICTS, Alert
 from pipeline.sources.recording import RecordedStream
 from tests.builders import INTERVAL_MS, START_MS, World, make_profile, make_series, tiny_weights
 
@@ -126,3 +129,18 @@ def test_positions_are_of_the_recording() -> None:
     """An alert of a recording cannot be taken for one of a topic."""
     [absorbed] = list(make_offline().score_streams([make_stream("s", 1)]))
     assert {scores.partition for scores in absorbed.scores} == {RECORDING}
+
+
+def test_a_gap_ends_a_stream_by_the_version_not_by_the_profile() -> None:
+    """Rule 11: a replay under an older version, with another idle_reset_s, folds a long gap as it was folded then."""
+    profile, values = make_profile(), make_series(0, 240)
+    times_ms = START_MS + INTERVAL_MS * np.arange(240, dtype=np.int64)
+    times_ms[200:] += 500 * INTERVAL_MS
+    stream = RecordedStream("s", ("value",), INTERVAL_MS / 1000, times_ms, values)
+    verdicts = {}
+    for idle_reset_s in (profile.idle_reset_s, 3600.0):
+        scorer = Scorer(tiny_weights(), replace(profile.fold(), idle_reset_s=idle_reset_s))
+        [absorbed] = Offline("p", profile, scorer).score_streams([stream])
+        verdicts[idle_reset_s] = {VERDICTS[number] for scores in absorbed.scores for number in scores.verdict[200:]}
+    assert "warming_up" not in verdicts[profile.idle_reset_s]
+    assert verdicts[3600.0] == {"warming_up"}
