@@ -208,6 +208,7 @@ def _command(args: argparse.Namespace) -> str:
     words += ["--quick"] if args.quick else []
     words += ["--only", *args.only] if args.only else []
     words += ["--predictor", *args.predictor] if args.predictor != ["gru"] else []
+    words += ["--controls", *args.controls] if args.controls is not None else []
     return " ".join([*words, "--markdown", args.markdown.name])
 
 
