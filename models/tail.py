@@ -106,6 +106,7 @@ class ClusterTail:
         self._learn_peak(ends)
         behind = age + PRIOR_CLUSTERS / pooled.rate
         self.rate.lerp_(begins, torch.reciprocal(behind).clamp_min_(1.0 / TAIL_WINDOW).mul_(weight))
+        self.rate.clamp_min_(1.0 / TAIL_WINDOW)  # a memory of so many observations knows of nothing rarer
 
         deviation = torch.where(self.deviation > 0, self.deviation, s.clamp_min(LEAST_DEVIATION))
         distance = torch.minimum((s - self.quantile).abs_(), 10.0 * deviation)

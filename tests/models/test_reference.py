@@ -80,6 +80,7 @@ class ActivityTail:
             self.beta += max(0.02, 1 / (self.ended + 11)) * (peak - self.beta)
             self.ended, self.cluster, self.below = self.ended + 1, [], 0
         self.rate += max(1 / 20_000, 1 / (n + 10 / self.pooled.rate)) * (begins - self.rate)
+        self.rate = max(self.rate, 1 / 20_000)
         if self.D == 0:
             self.D = max(A, 0.01)
         step = max(1 / 20_000, 1 / (n + 1)) * max(0.1, 1 / (1 + len(self.cluster) / 50))

@@ -97,6 +97,18 @@ def test_tail_survives_long_silence():
     assert float(tail.nats(aged(0.05), aged(3000), POOLED)) < 4.0
 
 
+def test_months_without_a_cluster_leave_a_finite_score():
+    """A rate that sank to zero would make nothing-at-all infinitely surprising: no number where a score is due."""
+    tail = ClusterTail(*torch.zeros(8, 1))
+    tail.start_from(POOLED)
+    zero, one = torch.zeros(1), torch.ones(1)
+    for _ in range(3):
+        tail.rate.mul_(1e-30)  # what millions of quiet observations come to
+        tail.fold(zero, one * 1e6, one, POOLED)
+    assert float(tail.nats(zero, one * 1e6, POOLED)) == 0.0
+    assert float(tail.nats(one * 10.0, one * 1e6, POOLED)) < 40.0
+
+
 def aged(n):
     return torch.tensor([float(n)], dtype=torch.float64)
 
