@@ -65,12 +65,20 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
     sensors = plant(effort.units * len(SENSORS), effort.observations, 0, seed, interval_s=INTERVAL_S)
     units = torch.from_numpy(np.stack([sensor.values[:, 0] for sensor in sensors], 1))
     coupled = _fold(weights, "coupled", units.view(-1, effort.units, len(SENSORS)), start_ms[: effort.units])
+    short_activity, activity, long_activity = _alike(
+        *(_cluster_tail(single[name]) for name in ("short_activity", "activity", "long_activity"))
+    )
+    entity, entity_mean, entity_rms = _alike(
+        *(_cluster_tail(jump[name]) for name in ("entity", "entity_mean", "entity_rms"))
+    )
     return PooledTails(
         level=_rate_tail(single["level"]),
-        activity=_cluster_tail(single["activity"]),
-        long_activity=_cluster_tail(single["long_activity"]),
-        entity=_cluster_tail(jump["entity"]),
-        entity_smooth=_cluster_tail(jump["entity_smooth"]),
+        short_activity=short_activity,
+        activity=activity,
+        long_activity=long_activity,
+        entity=entity,
+        entity_mean=entity_mean,
+        entity_rms=entity_rms,
         values=_cluster_tail(coupled["values"]),
         residuals=_cluster_tail(coupled["residuals"]),
     )
@@ -83,7 +91,17 @@ def _fold(weights: Weights, evidence: Evidence, values: Tensor, start_ms: Tensor
     rows, slots = scorer.rows(streams), torch.arange(streams)
     times_ms = start_ms + (1000 * INTERVAL_S * torch.arange(steps)).long().unsqueeze(1)
     last_ms = torch.full((streams,), -1)
-    names = ("level", "activity", "long_activity", "entity", "entity_smooth", "values", "residuals")
+    names = (
+        "level",
+        "short_activity",
+        "activity",
+        "long_activity",
+        "entity",
+        "entity_mean",
+        "entity_rms",
+        "values",
+        "residuals",
+    )
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, steps, OBSERVATIONS_PER_CALL):
         now = slice(start, start + OBSERVATIONS_PER_CALL)
@@ -118,6 +136,16 @@ def _cluster_tail(evidence: Tensor) -> PooledTail:
             betas.append(float(np.log(peaks / level).mean()))
     beta = max(float(np.quantile(betas, CAREFUL)), LEAST_PRIOR_BETA)
     return _tail(float(np.quantile(levels, CAREFUL)), max(clusters, 1) / observations, beta)
+
+
+def _alike(*tails: PooledTail) -> list[PooledTail]:
+    """Tails of one kind of evidence over several windows, with an equal rate (their median) and beta (their mean).
+
+    Which window says most of a stream is for its own past to decide: with rates of their own the long windows, whose
+    clusters are few, would outweigh the short ones on every stream too young to know better.
+    """
+    rate, beta = float(np.median([tail.rate for tail in tails])), float(np.mean([tail.beta for tail in tails]))
+    return [_tail(tail.level, rate, beta) for tail in tails]
 
 
 def cluster_peaks(evidence: npt.NDArray[np.float64], level: float) -> npt.NDArray[np.float64]:

@@ -28,9 +28,9 @@ from models.evidence import (
     StreamEvidence,
 )
 from models.hand import Hand
-from models.pretrained import PooledTails
+from models.pretrained import PooledTail, PooledTails
 from models.row import has_season
-from models.tail import ClusterTail, RateTail
+from models.tail import ClusterTail, Prior, RateTail
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,37 +54,39 @@ class Chain:
             self.distances = self._distance(hand, "values"), self._distance(hand, "residuals")
 
     def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
+        pooled = self.pooled
         level_tail = hand.feature_group("level_tail", RateTail)
-        activity_tail = hand.feature_group("activity_tail", ClusterTail)
-        long_activity_tail = hand.feature_group("long_activity_tail", ClusterTail)
-        level_tail.start_from(self.pooled.level)
-        activity_tail.start_from(self.pooled.activity)
-        long_activity_tail.start_from(self.pooled.long_activity)
+        level_tail.start_from(pooled.level)
+        activity_tail, prior = _started(
+            hand.feature_group("activity_tail", ClusterTail),
+            pooled.short_activity,
+            pooled.activity,
+            pooled.long_activity,
+        )
         season = hand.feature_group("season_levels", SeasonLevels) if has_season(config) else None
         return SingleChain(
             hand.feature_group("levels", Levels),
             season,
             hand.feature_group("activity", Activity),
             level_tail,
+            pooled.level,
             activity_tail,
-            long_activity_tail,
+            prior,
             hand.feature_block("quiet_ring"),
-            self.pooled,
             config.record_weight_p,
         )
 
     def _jump(self, hand: Hand) -> JumpChain:
-        tail = hand.entity_group("entity_tail", ClusterTail)
-        smooth_tail = hand.entity_group("smooth_tail", ClusterTail)
-        tail.start_from(self.pooled.entity)
-        smooth_tail.start_from(self.pooled.entity_smooth)
-        smooth = hand.entity_block("entity.smooth")[0]
-        return JumpChain(hand.feature_group("residual", Residual), smooth, tail, smooth_tail, self.pooled)
+        pooled = self.pooled
+        tail, prior = _started(
+            hand.entity_group("entity_tail", ClusterTail), pooled.entity, pooled.entity_mean, pooled.entity_rms
+        )
+        residual, recent = hand.feature_group("residual", Residual), hand.entity_block("entity.recent")
+        return JumpChain(residual, recent, tail, prior)
 
     def _distance(self, hand: Hand, kind: str) -> DistanceChain:
         pooled = self.pooled.residuals if kind == "residuals" else self.pooled.values
-        tail = hand.entity_group(f"{kind}_tail", ClusterTail)
-        tail.start_from(pooled)
+        tail, prior = _started(hand.entity_group(f"{kind}_tail", ClusterTail), pooled)
         name = f"{kind}_distance"
         state = Distance(
             hand.entity_block(f"{name}.gathered")[0],
@@ -92,7 +94,7 @@ class Chain:
             hand.entity_block(f"{name}.factor"),
             hand.entity_block(f"{name}.smooth")[0],
         )
-        return DistanceChain(state, tail, pooled, is_smoothed=kind == "residuals")
+        return DistanceChain(state, tail, prior, is_smoothed=kind == "residuals")
 
     def look(self, o: Observed) -> Look:
         """Evidence of all kinds."""
@@ -157,3 +159,10 @@ class Chain:
             (by_stream(o.sight.x), by_stream(o.moves.weight)),
             (by_stream(error_4), by_stream(o.has_4)),
         )
+
+
+def _started(tail: ClusterTail, *pooled: PooledTail) -> tuple[ClusterTail, Prior]:
+    """A tail whose fresh rows have the pooled one, and that as its prior."""
+    prior = Prior.of(tail.quantile, *pooled)
+    tail.start_from(prior)
+    return tail, prior

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from models.features import CLIP_FROM, Moves, Sighting, arcsinh, clipped_deviation, fold_moments
-from models.pretrained import PooledTail, PooledTails
-from models.tail import WARM_UP, ClusterTail, RateTail
+from models.pretrained import PooledTail
+from models.tail import WARM_UP, ClusterTail, Prior, RateTail
 
 SIGNALS = ("none", "level", "activity", "jump", "values", "residuals")
 NONE, LEVEL, ACTIVITY, JUMP, VALUES, RESIDUALS = range(6)
@@ -32,14 +32,19 @@ RECORD_DECAY = math.exp(-1.0 / 16000.0)
 SKILL = 0.4
 GATE_FULL = 6.0
 SCALE_CAP = 9.0
-ACTIVITY_WINDOW, LONG_ACTIVITY_WINDOW, USUAL_WINDOW = 10.0, 40.0, 2000.0
+# A is looked for over three windows of observations, each with the forecast that was measured to serve it best: the one
+# from 4 observations earlier over 5 and over 60, the one from 8 earlier over 20.
+ACTIVITY_WINDOWS = (5.0, 20.0, 60.0)
+AHEAD = (4.0, 8.0, 4.0)
 ACTIVITY_CAP = 1e12
+USUAL_WINDOW, RESIDUAL_WINDOW = 2000.0, 5000.0
 PLAIN_AVERAGE = 100.0
-# The long window grows at most to (1 + 24 / 40) times itself with one value: it is for what lasts, and a blow, however
-# hard, has left it by the time it has left the short one.
+# With one value the longer windows take in at most 25 times what they hold: they are for what lasts, and a blow,
+# however hard, has left them by the time it has left the short one.
 LASTING_CAP = 25.0
 SLOW_WINDOW = 20000.0
-TOP = 5
+# A fault of a server moves many counters at once; a departure from level is that of a few.
+TOP_RESIDUALS, TOP_LEVELS = 10, 3
 RESIDUAL_CAP = 50.0
 RANGE_SHARE = 0.01
 LEVEL_TERM = 0.5
@@ -82,10 +87,9 @@ class SeasonLevels:
 
 @dataclass(slots=True)
 class Activity:
-    """Recent (numerators) and usual (s_A) mean square of the four-step residual."""
+    """Mean squares of e_4 and e_8: ``recent`` ``(3, R)`` by window (numerators), ``usual`` ``(2, R)`` (s_A)."""
 
     recent: Tensor
-    recent_long: Tensor
     usual: Tensor
 
 
@@ -221,12 +225,12 @@ def extend_two_sided(above: Tensor, below: Tensor, e: Tensor, absent: Tensor) ->
 
 @dataclass(slots=True)
 class Single:
-    """What ``SingleChain.look`` saw: level evidence S, activities A, gate g, and the residuals they came from."""
+    """What ``SingleChain.look`` saw: level evidence S, activities A ``(3, R)`` and whether they exist, gate g."""
 
     level: Tensor
     raw_level: Tensor
     activity: Tensor
-    long_activity: Tensor
+    has_activity: Tensor
     gate: Tensor
     record: Tensor
     skilled: Tensor | None
@@ -241,10 +245,11 @@ class Single:
 
 @dataclass(slots=True)
 class SingleChain:
-    """Level evidence S and activity A, over a short and a long window, of features watched independently.
+    """Level evidence S and activity A, over three windows, of features watched independently.
 
     A short fault is sharp in the short window and a long one stands out in the long one; each has a tail of its own,
-    and the stronger of the two in nats is the evidence of activity.
+    and the strongest in nats is the evidence of activity. The middle one asks the farther forecast, which a wrong shape
+    does not catch up with so soon.
 
     ``quiet`` ``(10, R)`` holds S of the last ten observations in any order; ``position`` is the oldest.
     """
@@ -253,10 +258,10 @@ class SingleChain:
     season: SeasonLevels | None
     activity: Activity
     level_tail: RateTail
+    level_pool: PooledTail
     activity_tail: ClusterTail
-    long_activity_tail: ClusterTail
+    activity_prior: Prior
     quiet: Tensor
-    pooled: PooledTails
     record_weight_p: float
 
     def look(self, o: Observed) -> Single:
@@ -288,19 +293,11 @@ class SingleChain:
         level = raw * (raw > self.quiet.amax(0))
 
         error_4 = x - o.forecast_4
-        square = error_4 * error_4
-        usual = torch.addcmul(self.activity.usual, floor, floor)
-        recent, lasting = self.activity.recent, self.activity.recent_long
-        active = self._activity(recent, square, usual, o, ACTIVITY_WINDOW)
-        bound = torch.where(o.count >= PLAIN_AVERAGE + 4.0, (lasting + usual).mul_(LASTING_CAP), torch.inf)
-        long_active = self._activity(lasting, torch.minimum(square, bound), usual, o, LONG_ACTIVITY_WINDOW)
-        level_nats = self.level_tail.nats(level, o.count, self.pooled.level)
-        activity_nats = torch.maximum(
-            self.activity_tail.nats(active, o.count, self.pooled.activity),
-            self.long_activity_tail.nats(long_active, o.count, self.pooled.long_activity),
-        )
+        active, has_activity = self._activity(torch.stack((error_4, error_8)), o)
+        activity_nats = self.activity_tail.nats(active, o.count, self.activity_prior).mul_(has_activity).amax(0)
+        level_nats = self.level_tail.nats(level, o.count, self.level_pool)
         return Single(
-            level, raw, active, long_active, gate, record, skilled, surprised, error_300, error_1500, error_4, error_8,
+            level, raw, active, has_activity, gate, record, skilled, surprised, error_300, error_1500, error_4, error_8,
             level_nats, activity_nats,
         )  # fmt: skip
 
@@ -333,18 +330,23 @@ class SingleChain:
         if self.season is not None and seen.error_1500 is not None:
             self._learn_season(self.season, o, seen.error_1500)
         levels.gate_scale.lerp_(seen.error_8, own_rate(o.has_8, o.count, 8.0, 500.0))
-        fold_capped(self.activity.usual, seen.error_4, o.floor, o.has_4, o.count - 4.0)
-        self.level_tail.fold(seen.level, o.count, o.established, self.pooled.level)
-        weight = o.established * o.has_4
-        self.activity_tail.fold(seen.activity, o.count, weight, self.pooled.activity)
-        self.long_activity_tail.fold(seen.long_activity, o.count, weight, self.pooled.long_activity)
+        errors, own = torch.stack((seen.error_4, seen.error_8)), torch.stack((o.count - 4.0, o.count - 8.0))
+        fold_capped(self.activity.usual, errors, o.floor, seen.has_activity[:2], own, USUAL_WINDOW)
+        self.level_tail.fold(seen.level, o.count, o.established, self.level_pool)
+        self.activity_tail.fold(seen.activity, o.count, o.established * seen.has_activity, self.activity_prior)
         torch.mul(seen.raw_level, o.moves.weight, out=self.quiet[position])
 
-    @staticmethod
-    def _activity(recent: Tensor, square: Tensor, usual: Tensor, o: Observed, window: float) -> Tensor:
-        """A = sqrt(ew(e_4^2, window) / (s_A + f^2)), the numerator with this observation."""
-        recent.lerp_(square, own_rate(o.has_4, o.count, 4.0, window))
-        return (recent / usual).clamp_max_(ACTIVITY_CAP).sqrt_()
+    def _activity(self, errors: Tensor, o: Observed) -> tuple[Tensor, Tensor]:
+        """A = sqrt(ew(e^2, window) / (s_A + f^2)) by window, the numerators with this observation; and which exist."""
+        recent = self.activity.recent
+        squares, usual = errors * errors, torch.addcmul(self.activity.usual, o.floor, o.floor)
+        square, usually = torch.stack((squares[0], squares[1], squares[0])), torch.stack((usual[0], usual[1], usual[0]))
+        has = torch.stack((o.has_4, o.has_8, o.has_4))
+        held = torch.where(o.count >= PLAIN_AVERAGE + 8.0, (recent[1:] + usually[1:]).mul_(LASTING_CAP), torch.inf)
+        torch.minimum(square[1:], held, out=square[1:])
+        for window, behind, mean, value, weight in zip(ACTIVITY_WINDOWS, AHEAD, recent, square, has, strict=True):
+            mean.lerp_(value, own_rate(weight, o.count, behind, window))
+        return (recent / usually).clamp_max_(ACTIVITY_CAP).sqrt_(), has
 
     @staticmethod
     def _season_ratio(season: SeasonLevels, o: Observed) -> tuple[Tensor, Tensor]:
@@ -367,24 +369,25 @@ class SingleChain:
         season.level_1500.addcmul_(rate, error_1500)
 
 
-def fold_capped(variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, own_count: Tensor) -> None:
-    """Move a slow mean square, capped at 9 times itself: plain averaging for its first 100 values, then rate 1/2000.
+def fold_capped(
+    variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, own_count: Tensor, window: float
+) -> None:
+    """Move a slow mean square, capped at 9 times itself: plain averaging for its first 100 values, then rate 1/window.
 
     ``own_count`` is how many values it has seen; a value of weight 0 moves nothing.
     """
     square = error * error
     capped = torch.minimum(square, torch.addcmul(variance, floor, floor).mul_(SCALE_CAP))
     plain = own_count < PLAIN_AVERAGE
-    rate = torch.where(plain, torch.reciprocal(own_count.clamp_min(0.0).add_(1.0)), 1.0 / USUAL_WINDOW)
+    rate = torch.where(plain, torch.reciprocal(own_count.clamp_min(0.0).add_(1.0)), 1.0 / window)
     variance.lerp_(torch.where(plain, square, capped), rate * weight)
 
 
 @dataclass(slots=True)
 class Jump:
-    """What ``JumpChain.look`` saw: s and ew(s, 10) ``(N,)``, whether they exist, contributions ``(N, F)``, parts."""
+    """What ``JumpChain.look`` saw: s, its mean and its rms of late ``(3, N)``, existence, contributions ``(N, F)``."""
 
     s: Tensor
-    smooth: Tensor
     exists: Tensor
     contributions: Tensor
     forecast: Tensor
@@ -398,17 +401,18 @@ class Jump:
 
 @dataclass(slots=True)
 class JumpChain:
-    """The entity residual s: the five largest one-step residuals, half the five largest departures from level.
+    """The entity residual s: the ten largest one-step residuals, half the three largest departures from level.
 
-    It counts by itself, for a blow that lasts one observation, and as ew(s, 10), for what lasts; each has a tail of its
-    own, and the stronger of the two in nats is the evidence.
+    It counts by itself, for a blow that lasts one observation, as ew(s, 10), for what lasts, and as sqrt(ew(s^2, 10)),
+    for what comes in blows; each has a tail of its own, and the strongest in nats is the evidence.
+
+    ``recent`` is ``(2, N)``: ew(s, 10) and ew(s^2, 10).
     """
 
     residual: Residual
-    smooth: Tensor
+    recent: Tensor
     tail: ClusterTail
-    smooth_tail: ClusterTail
-    pooled: PooledTails
+    prior: Prior
 
     def look(self, o: Observed, age: Tensor) -> Jump:
         """s of N streams; ``age`` ``(N,)`` is the stream's number of valid observations."""
@@ -424,24 +428,20 @@ class JumpChain:
         departure = level.abs() / state.level_square.clamp_min(LEAST_LEVEL_SQUARE).sqrt_()
 
         usable = (o.established * has_forecast).view(streams, -1)
-        z_part = mean_of_largest(z.abs().view(streams, -1), usable)
-        level_part = mean_of_largest(departure.view(streams, -1), usable).mul_(LEVEL_TERM)
+        z_part = mean_of_largest(z.abs().view(streams, -1), usable, TOP_RESIDUALS)
+        level_part = mean_of_largest(departure.view(streams, -1), usable, TOP_LEVELS).mul_(LEVEL_TERM)
         contributions = z_part.add_(level_part)
-        s = contributions.sum(1)
+        now = contributions.sum(1)
         exists = usable.amax(1)
-        smooth = torch.lerp(self.smooth, s, own_rate(exists, age, float(CLIP_FROM), SMOOTH_WINDOW))
-        nats = torch.maximum(
-            self.tail.nats(s, age, self.pooled.entity),
-            self.smooth_tail.nats(smooth, age, self.pooled.entity_smooth),
-        )
-        return Jump(
-            s, smooth, exists, contributions, forecast, error, scale_floor, has_forecast, deviation, level, nats
-        )
+        self.recent.lerp_(torch.stack((now, now * now)), own_rate(exists, age, float(CLIP_FROM), SMOOTH_WINDOW))
+        s = torch.stack((now, self.recent[0], self.recent[1].sqrt()))
+        nats = self.tail.nats(s, age, self.prior).amax(0)
+        return Jump(s, exists, contributions, forecast, error, scale_floor, has_forecast, deviation, level, nats)
 
     def learn(self, o: Observed, seen: Jump, age: Tensor) -> None:
         """Move the residual scale, the range, the slow level and the tail by x."""
         state = self.residual
-        fold_capped(state.variance, seen.error, seen.scale_floor, seen.has_forecast, o.count - 1.0)
+        fold_capped(state.variance, seen.error, seen.scale_floor, seen.has_forecast, o.count - 1.0, RESIDUAL_WINDOW)
         clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
         absent = torch.where(o.moves.valid, 0.0, ABSENT)
         shrink = (1.0 - RECORD_DECAY) * o.moves.weight * (state.high >= state.low)
@@ -453,9 +453,7 @@ class JumpChain:
         reach = torch.where(o.count >= CLIP_FROM, sigma_slow * 10.0, ABSENT)
         fold_moments(state.slow_mean, state.slow_variance, torch.clamp(seen.deviation, -reach, reach), rate)
         state.level_square.lerp_(seen.level * seen.level, rate)
-        self.tail.fold(seen.s, age, seen.exists, self.pooled.entity)
-        self.smooth_tail.fold(seen.smooth, age, seen.exists, self.pooled.entity_smooth)
-        self.smooth.copy_(seen.smooth)
+        self.tail.fold(seen.s, age, seen.exists, self.prior)
 
 
 def one_step_forecast(mixture: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
@@ -464,12 +462,12 @@ def one_step_forecast(mixture: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
     return torch.addcmul(mean, sigma, torch.sinh(centre).clamp_(-RESIDUAL_CAP, RESIDUAL_CAP))
 
 
-def mean_of_largest(size: Tensor, usable: Tensor) -> Tensor:
-    """Contributions ``(N, F)`` whose sum is the mean of the (up to) five largest usable sizes, each at most 50."""
+def mean_of_largest(size: Tensor, usable: Tensor, top: int) -> Tensor:
+    """Contributions ``(N, F)`` whose sum is the mean of the (up to) ``top`` largest usable sizes, each at most 50."""
     size = size.clamp_max(RESIDUAL_CAP) * usable
-    among = usable.sum(1, keepdim=True).clamp_(1.0, float(TOP))
-    if size.shape[1] > TOP:
-        largest, where = size.topk(TOP, 1)
+    among = usable.sum(1, keepdim=True).clamp_(1.0, float(top))
+    if size.shape[1] > top:
+        largest, where = size.topk(top, 1)
         size = torch.zeros_like(size).scatter_(1, where, largest)
     return size / among
 
@@ -505,7 +503,7 @@ class DistanceChain:
 
     state: Distance
     tail: ClusterTail
-    pooled: PooledTail
+    prior: Prior
     is_smoothed: bool
 
     def look(self, vectors: Tensor, present: Tensor, age: Tensor) -> Apart:
@@ -521,12 +519,12 @@ class DistanceChain:
         exists = (ready & (present.amax(0) > 0)).to(raw.dtype)
         smooth = torch.where(state.smooth > 0, torch.lerp(state.smooth, raw, 0.1), raw)
         s = smooth if self.is_smoothed else raw
-        return Apart(raw, s, exists, self.tail.nats(s, age, self.pooled), parts)
+        return Apart(raw, s, exists, self.tail.nats(s, age, self.prior), parts)
 
     def learn(self, vectors: Tensor, present: Tensor, seen: Apart, age: Tensor) -> None:
         """Gather complete vectors until 400, then move the tail and the smoothed distance."""
         state = self.state
-        self.tail.fold(seen.s, age, seen.exists, self.pooled)
+        self.tail.fold(seen.s, age, seen.exists, self.prior)
         state.smooth.copy_(torch.where(seen.exists > 0, seen.s if self.is_smoothed else seen.raw, state.smooth))
         gathers = (state.gathered < GATHERED) & (present.amin(0) > 0)
         if not bool(gathers.any()):

@@ -56,16 +56,20 @@ class Hand:
         return self._block[self._layout.columns(name)]
 
     def feature_group(self, name: str, kind: type[Group]) -> Group:
-        """A group's vectors ``(R,)``, as the fields of ``kind``."""
-        return kind(*self.feature_block(name).unbind(0))
+        """A group's vectors ``(R,)``, as the fields of ``kind``; fields of several numbers are ``(width, R)``."""
+        return kind(*self._fields(self._block, name))
 
     def entity_block(self, name: str) -> Tensor:
         """``(width, N)`` view of a slice or group of the entity row."""
         return self._entity_block[self._layout.columns(name)]
 
     def entity_group(self, name: str, kind: type[Group]) -> Group:
-        """A group's vectors ``(N,)``, as the fields of ``kind``."""
-        return kind(*self.entity_block(name).unbind(0))
+        """A group's vectors ``(N,)``, as the fields of ``kind``; fields of several numbers are ``(width, N)``."""
+        return kind(*self._fields(self._entity_block, name))
+
+    def _fields(self, block: Tensor, name: str) -> list[Tensor]:
+        members = self._layout.members(name)
+        return [block[s.offset] if s.width == 1 else block[s.offset : s.end] for s in members]
 
     def forget_rings(self, where: Tensor) -> None:
         """After a gap no earlier S suppresses a new one, and no key has a target."""

@@ -53,15 +53,17 @@ class PooledTail:
 class PooledTails:
     """Pooled tails of every kind of evidence; the defaults serve random weights and are replaced by pretraining.
 
-    ``level`` is of S, ``activity`` and ``long_activity`` of A over 10 and 40 observations, ``entity`` and
-    ``entity_smooth`` of s and ew(s, 10), ``values`` and ``residuals`` of T^2 / F.
+    ``level`` is of S; ``short_activity``, ``activity`` and ``long_activity`` of A over 5, 20 and 60 observations;
+    ``entity`` of s, ``entity_mean`` and ``entity_rms`` of s over 10; ``values`` and ``residuals`` of T^2 / F.
     """
 
     level: PooledTail = PooledTail(0.01, 5.0, 1.4)
-    activity: PooledTail = PooledTail(1.8, 0.0066, 0.3)
-    long_activity: PooledTail = PooledTail(1.6, 0.003, 0.3)
+    short_activity: PooledTail = PooledTail(1.9, 0.01, 0.3)
+    activity: PooledTail = PooledTail(1.7, 0.004, 0.3)
+    long_activity: PooledTail = PooledTail(1.5, 0.002, 0.3)
     entity: PooledTail = PooledTail(4.0, 0.015, 0.3)
-    entity_smooth: PooledTail = PooledTail(2.8, 0.005, 0.3)
+    entity_mean: PooledTail = PooledTail(2.8, 0.005, 0.3)
+    entity_rms: PooledTail = PooledTail(3.0, 0.005, 0.3)
     values: PooledTail = PooledTail(3.8, 0.008, 0.3)
     residuals: PooledTail = PooledTail(1.6, 0.005, 0.3)
 

@@ -93,25 +93,14 @@ SEASON_LEVELS = (
     _Field("below_season_5", "greatest -ew(sr, 5) so far"),
 )
 ACTIVITY = (
-    _Field("recent", "ew(e_4^2, 10), e_4 = x - forecast_4"),
-    _Field("recent_long", "ew(e_4^2, 40)"),
-    _Field("usual", "s_A: slow, capped mean of e_4^2"),
+    _Field("recent", "ew(e_4^2, 5), ew(e_8^2, 20), ew(e_4^2, 60); e_k = x - forecast_k", 3),
+    _Field("usual", "s_A: slow, capped means of e_4^2 and e_8^2", 2),
 )
 RATE_TAIL = (
     _Field("seen", "observations with S > 0.01, fading over 5000"),
     _Field("expected", "how many of them the pooled rate led to expect, fading alike"),
     _Field("beta", "mean ln(S / 0.01) over exceedances"),
     _Field("exceedances", "exceedances counted", fresh=FIRST_EXCEEDANCES),
-)
-CLUSTER_TAIL = (
-    _Field("quantile", "q: running 95 % quantile"),
-    _Field("deviation", "D: running mean deviation from q"),
-    _Field("rate", "clusters above q per observation"),
-    _Field("beta", "mean of ln(s / q) over cluster peaks"),
-    _Field("clusters", "clusters that have ended"),
-    _Field("peak", "greatest ln(s / q) of the present cluster"),
-    _Field("length", "observations since the present cluster began, 0 outside"),
-    _Field("below", "of these, the last ones below q"),
 )
 ADAPTATION = (
     _Field("variance_4", "s2_4: running error variance of the adapted forecast", fresh=1.0, of_network=True),
@@ -143,7 +132,22 @@ LIFE = (
     _Field("reported", "score at the episode's last event"),
     _Field("severity", "0 none, 1 warning, 2 critical"),
 )
-ENTITY_RESIDUAL = (_Field("smooth", "ew(s, 10)"),)
+ENTITY_RESIDUAL = (_Field("recent", "ew(s, 10), ew(s^2, 10)", 2),)
+
+
+def _cluster_tail(kinds: int) -> tuple[_Field, ...]:
+    """A tail for each of several kinds of evidence."""
+    meanings = (
+        ("quantile", "q: running 95 % quantile"),
+        ("deviation", "D: running mean deviation from q"),
+        ("rate", "clusters above q per observation"),
+        ("beta", "mean of ln(s / q) over cluster peaks"),
+        ("clusters", "clusters that have ended"),
+        ("peak", "greatest ln(s / q) of the present cluster"),
+        ("length", "observations since the present cluster began, 0 outside"),
+        ("below", "of these, the last ones below q"),
+    )
+    return tuple(_Field(name, meaning, kinds) for name, meaning in meanings)
 
 
 def _distance(features: int, of: str) -> tuple[_Field, ...]:
@@ -207,10 +211,15 @@ class RowLayout:
 
     def columns(self, name: str) -> slice:
         """The columns of a slice, or of a whole group, within its row."""
+        members = self.members(name)
+        return slice(members[0].offset, members[-1].end)
+
+    def members(self, name: str) -> list[Slice]:
+        """A slice, or the slices of a group, in the order of the row. Raises KeyError where there is none."""
         members = [s for key, s in self.slices.items() if key == name or key.startswith(f"{name}.")]
         if not members:
             raise KeyError(name)
-        return slice(members[0].offset, members[-1].end)
+        return members
 
     @property
     def scalar_columns(self) -> int:
@@ -317,8 +326,7 @@ def _feature_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[
             yield from _group("season_levels", SEASON_LEVELS)
         yield from _group("activity", ACTIVITY)
         yield from _group("level_tail", RATE_TAIL)
-        yield from _group("activity_tail", CLUSTER_TAIL)
-        yield from _group("long_activity_tail", CLUSTER_TAIL)
+        yield from _group("activity_tail", _cluster_tail(3))
     else:
         yield from _group("residual", RESIDUAL)
     if has_fast_weights(config):
@@ -345,12 +353,11 @@ def _entity_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[t
     yield from _group("life", LIFE)
     if config.evidence != "single":
         yield from _group("entity", ENTITY_RESIDUAL)
-        yield from _group("entity_tail", CLUSTER_TAIL)
-        yield from _group("smooth_tail", CLUSTER_TAIL)
+        yield from _group("entity_tail", _cluster_tail(3))
     if config.evidence == "coupled":
         for kind in ("values", "residuals"):
             yield from _group(f"{kind}_distance", _distance(len(config.features), kind))
-            yield from _group(f"{kind}_tail", CLUSTER_TAIL)
+            yield from _group(f"{kind}_tail", _cluster_tail(1))
     if predictor.scope == "stream":
         yield _wide("hidden", state_width(predictor), "hidden state of the recurrent network")
 

@@ -28,11 +28,11 @@ CLUSTER_QUIET = 10.0
 # One cluster moves beta as if its peak were at most so many times the usual excess: a fault is one odd cluster.
 CLUSTER_CAP = 4.0
 # Within a cluster, q and D move ever more slowly: by 1 / (1 + length / 50) of their step, at least a tenth, so that a
-# fault of some hundred observations does not become what is normal. What has lasted 500 observations does: from then
-# on q grows by 1 / 500 with each that exceeds it.
+# fault of some hundred observations does not become what is normal. What has lasted 1000 observations does: from then
+# on q grows by 1 / 1000 with each that exceeds it.
 CLUSTER_PATIENCE = 50.0
 CLUSTER_LEAST_STEP = 0.1
-LASTING = 500.0
+LASTING = 1000.0
 # What the pooled tail knows counts as so many clusters.
 PRIOR_CLUSTERS = 10.0
 SLOWEST_BETA = 0.02
@@ -59,13 +59,28 @@ NORMAL, ANOMALOUS, WARMING_UP, MISSING = 0, 1, 2, 3
 NO_EVENT, OPENED, UPDATED, RESOLVED = 0, 1, 2, 3
 
 
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Pooled tails of the W kinds of evidence of a :class:`ClusterTail`: ``(W, 1)`` each, ``(1,)`` where W = 1."""
+
+    level: Tensor
+    rate: Tensor
+    beta: Tensor
+
+    @classmethod
+    def of(cls, like: Tensor, *pooled: PooledTail) -> Prior:
+        """The prior of some kinds, of the type and on the device of ``like``."""
+        numbers = like.new_tensor([[tail.level, tail.rate, tail.beta] for tail in pooled])
+        return cls(*(numbers.unsqueeze(2) if len(pooled) > 1 else numbers).unbind(1))
+
+
 @dataclass(slots=True)
 class ClusterTail:
     """Running tail of A, s or T^2: how often it rises above its 95 % quantile q, and how far.
 
     A cluster begins when s exceeds q and ends after ten observations below it. Clusters, not observations, are counted
     and their peaks measured: evidence is smooth, so that one fault exceeds q many times in a row, and an alarm is one
-    alarm however long it lasts.
+    alarm however long it lasts. Fields are ``(W, R)``: W kinds of evidence of R rows, each by itself; ``(R,)`` of one.
     """
 
     quantile: Tensor
@@ -77,23 +92,22 @@ class ClusterTail:
     length: Tensor
     below: Tensor
 
-    def start_from(self, pooled: PooledTail) -> None:
+    def start_from(self, prior: Prior) -> None:
         """Give rows without a past the pooled tail (a fresh row holds zeros)."""
         fresh = self.quantile <= 0
-        self.quantile.masked_fill_(fresh, pooled.level)
-        self.rate.masked_fill_(fresh, pooled.rate)
-        self.beta.masked_fill_(fresh, pooled.beta)
+        for own, pooled in ((self.quantile, prior.level), (self.rate, prior.rate), (self.beta, prior.beta)):
+            own.copy_(torch.where(fresh, pooled, own))
 
-    def nats(self, s: Tensor, age: Tensor, pooled: PooledTail) -> Tensor:
+    def nats(self, s: Tensor, age: Tensor, prior: Prior) -> Tensor:
         """-ln of how often per observation a cluster reaches s: -ln(rate) + ln(s / q) / beta above q, linear below.
 
         ``age`` is the number of observations behind the tail.
         """
-        quantile = torch.lerp(self.quantile, self.quantile.new_tensor(pooled.level), pooled_share(age))
+        quantile = torch.lerp(self.quantile, prior.level, pooled_share(age))
         ratio, base = s / quantile, torch.log(self.rate).neg_()
         return torch.where(ratio > 1.0, torch.log(ratio.clamp_min(1.0)) / self.beta + base, ratio * base)
 
-    def fold(self, s: Tensor, age: Tensor, weight: Tensor, pooled: PooledTail) -> None:
+    def fold(self, s: Tensor, age: Tensor, weight: Tensor, prior: Prior) -> None:
         """Move the tail by s where ``weight`` is 1."""
         exceeds = (s > self.quantile) * weight
         inside = (self.length > 0).to(s.dtype)
@@ -104,14 +118,14 @@ class ClusterTail:
         ends = inside * weight * (self.below >= CLUSTER_QUIET)
         self.length.add_(torch.maximum(inside, begins) * weight).mul_(1.0 - ends)
         self._learn_peak(ends)
-        behind = age + PRIOR_CLUSTERS / pooled.rate
+        behind = age + PRIOR_CLUSTERS / prior.rate
         self.rate.lerp_(begins, torch.reciprocal(behind).clamp_min_(1.0 / TAIL_WINDOW).mul_(weight))
         self.rate.clamp_min_(1.0 / TAIL_WINDOW)  # a memory of so many observations knows of nothing rarer
 
         deviation = torch.where(self.deviation > 0, self.deviation, s.clamp_min(LEAST_DEVIATION))
         distance = torch.minimum((s - self.quantile).abs_(), 10.0 * deviation)
         patience = torch.reciprocal(self.length * (1.0 / CLUSTER_PATIENCE) + 1.0).clamp_min_(CLUSTER_LEAST_STEP)
-        step = torch.reciprocal(age + 1.0).clamp_min_(1.0 / TAIL_WINDOW).mul_(weight).mul_(patience)
+        step = torch.reciprocal(age + 1.0).clamp_min_(1.0 / TAIL_WINDOW) * weight * patience
         pull = torch.where(exceeds > 0, (1.0 - TAIL_SHARE) / TAIL_SHARE, -1.0)
         self.quantile.add_(step * deviation * pull).clamp_min_(LEAST_QUANTILE)
         self.quantile.mul_((self.length > LASTING) * exceeds * (1.0 / LASTING) + 1.0)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from models.config import Evidence
 
-Ranked = Literal["score", "level", "activity_nats", "entity", "entity_smooth", "values", "residuals"]
+Ranked = Literal["score", "level", "activity_nats", "entity", "entity_rms", "values", "residuals"]
 Clean = Literal["prefix", "unlabelled", "nothing"]
 
 BEFORE_PREFIX_ENDS = 3_000
@@ -83,15 +83,15 @@ PLANS = {
     "msl": Plan("single", "activity_nats", _TELEMETRY, clean="prefix", quick=Part()),
     "mscloud": Plan("single", "activity_nats", quick=Part(longest=2_000)),
     "netman_kpi": Plan("single", "activity_nats"),
-    "smd": Plan("jump", "entity_smooth", clean="prefix", quick=Part(rows=7_000, begin="prefix")),
-    "asd": Plan("jump", "entity_smooth", clean="prefix"),
+    "smd": Plan("jump", "entity_rms", clean="prefix", quick=Part(rows=7_000, begin="prefix")),
+    "asd": Plan("jump", "entity_rms", clean="prefix"),
     "skab": Plan("coupled", "values", quick=Part(longest=2_000)),
-    "3w": Plan("jump", "entity_smooth", clean="unlabelled", part=Part(rows=25_000)),
-    "gecco2018": Plan("jump", "entity_smooth"),
-    "kdd99": Plan("jump", "entity_smooth", is_each_apart=True, part=Part(rows=50_000, begin="events")),
-    "modbus": Plan("jump", "entity_smooth", is_each_apart=True, quick=Part(longest=2_000)),
-    "zeek": Plan("jump", "entity_smooth", is_each_apart=True, quick=Part(longest=2_000)),
-    "ctu13": Plan("jump", "entity_smooth", is_each_apart=True, part=Part(rows=50_000, begin="events")),
+    "3w": Plan("jump", "entity_rms", clean="unlabelled", part=Part(rows=25_000)),
+    "gecco2018": Plan("jump", "entity_rms"),
+    "kdd99": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=50_000, begin="events")),
+    "modbus": Plan("jump", "entity_rms", is_each_apart=True, quick=Part(longest=2_000)),
+    "zeek": Plan("jump", "entity_rms", is_each_apart=True, quick=Part(longest=2_000)),
+    "ctu13": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=50_000, begin="events")),
 }
 _UNKNOWN = Plan(clean="prefix", quick=Part(rows=5_000, begin="events"))
 

@@ -62,13 +62,15 @@ def _of_events(budget: str, attribute: str) -> Callable[[Results], float]:
     return lambda results: float(getattr(counts_at(results, budget), attribute))
 
 
-def _recall(results: Results) -> float:
+def _recall(budget: str) -> Callable[[Results], float]:
     """The mean over series of their own recall."""
-    return _mean([result.budgets["production"].events.recall for result in results if result.budgets])
+    return lambda results: _mean(
+        [result.budgets[budget].events.recall for result in results if budget in result.budgets]
+    )
 
 
-def _pooled_recall(budget: str) -> Callable[[Results], float]:
-    return lambda results: counts_at(results, budget).recall
+def _pooled_recall(results: Results) -> float:
+    return counts_at(results, "production").recall
 
 
 def _delay(results: Results) -> float:
@@ -140,8 +142,8 @@ MEASURES = (
     Measure("auc_pr_by_score", "AUC-PR, by the final score", _ranked("score", "auc_pr")),
     Measure("hits", "highest score at an event (series)", _hits),
     Measure("events", "labelled events", _of_events("production", "events")),
-    Measure("event_recall", "events found, mean over series", _recall),
-    Measure("event_recall_pooled", "events found, of all", _pooled_recall("production")),
+    Measure("event_recall", "events found, mean over series", _recall("production")),
+    Measure("event_recall_pooled", "events found, of all", _pooled_recall),
     Measure("event_precision", "alerts that meet an event", _of_events("production", "precision")),
     Measure("event_f1", "event F1", _of_events("production", "f1")),
     Measure("delay_observations", "mean delay, observations", _delay),
@@ -151,7 +153,7 @@ MEASURES = (
         "false alarms per stream and day",
         _of_events("production", "false_alarms_per_day"),
     ),
-    *(Measure(f"recall_at_{name}", f"events found at {name}", _pooled_recall(name)) for name in BUDGETS),
+    *(Measure(f"recall_at_{name}", f"events found at {name}", _recall(name)) for name in BUDGETS),
     *(
         Measure(
             f"false_alarms_per_stream_day_at_{name}",
@@ -172,7 +174,7 @@ MEASURES = (
         Measure(
             f"recall_at_fixed_{kind}_{name}",
             f"events found, {kind} above a threshold for {name} on the prefix",
-            _pooled_recall(f"fixed {kind} {name}"),
+            _recall(f"fixed {kind} {name}"),
         )
         for kind in ("score", "ranked")
         for name in FIXED

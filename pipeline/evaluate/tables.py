@@ -309,8 +309,9 @@ def rate_table(evaluation: Evaluation) -> Table:
         "Events found at a rate of false alarms chosen without labels",
         ("", "", "0.25/day", "ranked", "0.5/day", "ranked", "1/day", "ranked"),
         tuple(rows),
-        "Share of all events (false alarms per stream and day that came with it). First the product with that budget; "
-        "then the ranked quantity above the threshold that gives that rate on the series' own training prefix.",
+        "Mean over series of the share of their events that was found (false alarms per stream and day that came with "
+        "it). First the product with that budget; then the ranked quantity above the threshold that gives that rate on "
+        "the series' own training prefix.",
     )
 
 

@@ -86,7 +86,7 @@ class ActivityTail:
         step = max(1 / 20_000, 1 / (n + 1)) * max(0.1, 1 / (1 + len(self.cluster) / 50))
         q, D = self.q, self.D
         self.q = max(q + step * D * (exceeds - 0.05) / 0.05, 0.1)
-        self.q *= 1 + exceeds * (len(self.cluster) > 500) / 500
+        self.q *= 1 + exceeds * (len(self.cluster) > 1000) / 1000
         self.D = max(D + step * (min(abs(A - q), 10 * D) - D), 0.01)
 
 
@@ -104,10 +104,12 @@ class Reference:
         self.l20 = self.l300 = self.l1500 = self.v1500 = self.vsr = self.sr5 = 0.0
         self.ranges = {"x": None, "l20": None}
         self.maxima = {}
-        self.P = self.P_max = self.gate_scale = self.usual = 0.0
+        self.P = self.P_max = self.gate_scale = 0.0
+        self.usual = {4: 0.0, 8: 0.0}
         self.seen_S = self.expected_S = 0.0
         self.beta_S, self.k_S = self.pool.level.beta, 10.0
-        self.activities = {10: ActivityTail(self.pool.activity), 40: ActivityTail(self.pool.long_activity)}
+        pools = self.pool.short_activity, self.pool.activity, self.pool.long_activity
+        self.activities = {key: ActivityTail(pool) for key, pool in zip(((5, 4), (20, 8), (60, 4)), pools, strict=True)}
         self.ring = [0.0] * 10
         self.ahead_4, self.ahead_8 = [None] * 4, [None] * 8
         self.mixture = None
@@ -162,10 +164,10 @@ class Reference:
         if valid:
             S_now, r_S, A, updates = self.evidence(x, sr, f, sigma, x4, x8)
             nats_S, nats_A = self.nats(S_now, r_S, A)
-            compared = 0 if n < 100 else (1 if A is None else 2)
+            compared = 0 if n < 100 else (1 if x4 is None else 2)
             nats = 0.0 if compared == 0 else max(max(nats_S, nats_A) - math.log(compared), 0.0)
             score = round(nats / math.log(10.0), 3)
-            out = {"score": score, "S": r_S, "A": math.nan if A is None else A[10], **self.decide(score, elapsed)}
+            out = {"score": score, "S": r_S, "A": A.get((20, 8), math.nan), **self.decide(score, elapsed)}
             self.update_evidence(updates, r_S, A)
         else:
             self.quiet_s += elapsed
@@ -199,13 +201,15 @@ class Reference:
         gate = 1.0 if x8 is None else abs(x - x8) / (self.gate_scale + f)
         S = record * min(1.0, gate / 6.0)
         reported = S if max(self.ring) < S else 0.0
-        A = None
-        if x4 is not None:
-            A = {}
-            for window, tail in self.activities.items():
-                bound = 25 * (tail.recent + self.usual + f * f) if window == 40 and n >= 104 else math.inf
-                tail.recent += max(1 / window, 1 / max(n - 3, 1)) * (min((x - x4) ** 2, bound) - tail.recent)
-                A[window] = math.sqrt(tail.recent / (self.usual + f * f))
+        A = {}
+        for (window, k), tail in self.activities.items():
+            ahead = {4: x4, 8: x8}[k]
+            if ahead is None:
+                continue
+            usual = self.usual[k] + f * f
+            bound = 25 * (tail.recent + usual) if window > 5 and n >= 108 else math.inf
+            tail.recent += max(1 / window, 1 / max(n - k + 1, 1)) * (min((x - ahead) ** 2, bound) - tail.recent)
+            A[window, k] = math.sqrt(tail.recent / usual)
         return S, reported, A, (x, sr, f, x4, x8, counts)
 
     def record_rate(self, n):
@@ -217,9 +221,7 @@ class Reference:
         lam = min(self.record_rate(n) * (self.seen_S + 3) / (self.expected_S + 3), 1.0)
         beta = w * self.pool.level.beta + (1 - w) * self.beta_S
         nats_S = -math.log(lam) + math.log(reported / 0.01) / beta if reported > 0.01 else 0.0
-        if A is None:
-            return nats_S, 0.0
-        return nats_S, max(tail.nats(A[window], w) for window, tail in self.activities.items())
+        return nats_S, max((self.activities[key].nats(value, w) for key, value in A.items()), default=0.0)
 
     def decide(self, score, elapsed):
         per_alarm = self.config.alarm_every_s / INTERVAL_S
@@ -252,10 +254,12 @@ class Reference:
         self.l300 += rate(300, n) * (x - self.l300)
         if x8 is not None:
             self.gate_scale += max(1 / 500, 1 / max(n - 7, 1)) * (abs(x - x8) - self.gate_scale)
-        if x4 is not None:
-            e, t = (x - x4) ** 2, n - 4
-            capped = e if t < 100 else min(e, 9 * (self.usual + f * f))
-            self.usual += (1 / (max(t, 0) + 1) if t < 100 else 1 / 2000) * (capped - self.usual)
+        for k, ahead in ((4, x4), (8, x8)):
+            if ahead is None:
+                continue
+            e, t, usual = (x - ahead) ** 2, n - k, self.usual[k]
+            capped = e if t < 100 else min(e, 9 * (usual + f * f))
+            self.usual[k] += (1 / (max(t, 0) + 1) if t < 100 else 1 / 2000) * (capped - usual)
         if not counts:
             return
         self.seen_S += (reported > 0.01) - self.seen_S / 5000
@@ -264,9 +268,8 @@ class Reference:
             target = min(math.log(reported / 0.01), 10 * self.beta_S)
             self.beta_S = max(self.beta_S + max(0.01, 1 / (self.k_S + 1)) * (target - self.beta_S), 0.02)
             self.k_S += 1
-        if A is not None:
-            for window, tail in self.activities.items():
-                tail.learn(A[window], n)
+        for key, value in A.items():
+            self.activities[key].learn(value, n)
 
     def learn(self, x, valid):
         """Fast weights: the step towards x from the keys of t-4 and t-8."""

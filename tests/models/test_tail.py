@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from models.pretrained import PooledTail
-from models.tail import AlertLife, ClusterTail, RateTail, decide, record_rate, score_of
+from models.tail import AlertLife, ClusterTail, Prior, RateTail, decide, record_rate, score_of
 
 pytestmark = pytest.mark.slow
 
 POOLED = PooledTail(1.0, 0.01, 0.3)
+PRIOR = Prior.of(torch.zeros(0, dtype=torch.float64), POOLED)
 
 
 def make_life(streams=1, count=1000.0):
@@ -31,7 +32,7 @@ def step(life, score, per_alarm=1000.0, elapsed_s=60.0, scored=True):
 
 def make_tail(streams=1):
     tail = ClusterTail(*torch.zeros(8, streams, dtype=torch.float64))
-    tail.start_from(POOLED)
+    tail.start_from(PRIOR)
     return tail
 
 
@@ -39,7 +40,7 @@ def fold_all(tail, sample, start=20):
     """Fold a ``(T, N)`` sample into the tail of a stream that is ``start`` observations old."""
     weight = torch.ones(sample.shape[1], dtype=torch.float64)
     for t, s in enumerate(sample, start):
-        tail.fold(s, weight * t, weight, POOLED)
+        tail.fold(s, weight * t, weight, PRIOR)
 
 
 def pareto(length, streams, seed=0):
@@ -57,7 +58,7 @@ def test_score_is_the_rate_of_clusters():
     fold_all(tail, pareto(1000, 16).repeat_interleave(20, 0))
     assert tail.quantile.mean().item() == pytest.approx(0.05**-0.25, rel=0.06)
     rare = torch.full((16,), 1e-4**-0.25, dtype=torch.float64)
-    nats = tail.nats(rare, torch.full((16,), 1e5, dtype=torch.float64), POOLED)
+    nats = tail.nats(rare, torch.full((16,), 1e5, dtype=torch.float64), PRIOR)
     assert nats.mean().item() == pytest.approx(-math.log(1e-4 / 20), rel=0.12)
 
 
@@ -65,18 +66,18 @@ def test_long_fault_counts_as_one():
     """A fault of hours must not teach the tail that such evidence is usual."""
     tail, sample = make_tail(), pareto(8000, 1)
     fold_all(tail, sample[:6000])
-    before, strong = float(tail.nats(aged(9.0), aged(6000), POOLED)), torch.full((400, 1), 9.0, dtype=torch.float64)
+    before, strong = float(tail.nats(aged(9.0), aged(6000), PRIOR)), torch.full((400, 1), 9.0, dtype=torch.float64)
     fold_all(tail, strong, 6000)
     fold_all(tail, sample[6000:], 6400)
-    assert float(tail.nats(aged(9.0), aged(8400), POOLED)) > 0.75 * before
+    assert float(tail.nats(aged(9.0), aged(8400), PRIOR)) > 0.75 * before
 
 
 def test_lasting_change_becomes_normal_in_bounded_time():
-    """Evidence that stays five times as high for good is the new normal after some 1500 observations, not weeks."""
-    tail, sample = make_tail(), pareto(6000, 1)
+    """Evidence that stays five times as high for good is the new normal after some 3000 observations, not months."""
+    tail, sample = make_tail(), pareto(7500, 1)
     fold_all(tail, sample[:4000])
-    fold_all(tail, 5.0 * sample[4000:5500], 4000)
-    said = tail.nats(5.0 * sample[5500:, 0], torch.full((500,), 5500.0, dtype=torch.float64), POOLED)
+    fold_all(tail, 5.0 * sample[4000:7000], 4000)
+    said = tail.nats(5.0 * sample[7000:, 0], torch.full((500,), 7000.0, dtype=torch.float64), PRIOR)
     assert (said > -math.log(POOLED.rate)).double().mean().item() < 0.25
 
 
@@ -84,7 +85,7 @@ def test_pooled_level_fades_out_by_a_thousand_observations():
     """A young stream is judged by what was learned on many others, an old one by its own past."""
     tail = make_tail()
     tail.quantile.fill_(10.0)
-    at = [float(tail.nats(aged(5.0), aged(n), POOLED)) for n in (100.0, 999.0, 1000.0)]
+    at = [float(tail.nats(aged(5.0), aged(n), PRIOR)) for n in (100.0, 999.0, 1000.0)]
     assert at[0] > at[1] > at[2] == pytest.approx(-math.log(POOLED.rate) * 0.5)
 
 
@@ -94,19 +95,19 @@ def test_tail_survives_long_silence():
     fold_all(tail, torch.zeros(3000, 1, dtype=torch.float64))
     assert tail.quantile.item() >= 0.1
     assert tail.deviation.item() >= 0.01
-    assert float(tail.nats(aged(0.05), aged(3000), POOLED)) < 4.0
+    assert float(tail.nats(aged(0.05), aged(3000), PRIOR)) < 4.0
 
 
 def test_months_without_a_cluster_leave_a_finite_score():
     """A rate that sank to zero would make nothing-at-all infinitely surprising: no number where a score is due."""
-    tail = ClusterTail(*torch.zeros(8, 1))
-    tail.start_from(POOLED)
-    zero, one = torch.zeros(1), torch.ones(1)
+    tail = ClusterTail(*torch.zeros(8, 1, dtype=torch.float64))
+    tail.start_from(PRIOR)
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     for _ in range(3):
         tail.rate.mul_(1e-30)  # what millions of quiet observations come to
-        tail.fold(zero, one * 1e6, one, POOLED)
-    assert float(tail.nats(zero, one * 1e6, POOLED)) == 0.0
-    assert float(tail.nats(one * 10.0, one * 1e6, POOLED)) < 40.0
+        tail.fold(zero, one * 1e6, one, PRIOR)
+    assert float(tail.nats(zero, one * 1e6, PRIOR)) == 0.0
+    assert float(tail.nats(one * 10.0, one * 1e6, PRIOR)) < 40.0
 
 
 def aged(n):
