@@ -89,6 +89,8 @@ PLANS = {
     "3w": Plan("jump", "entity_rms", clean="unlabelled", part=Part(rows=25_000)),
     "gecco2018": Plan("jump", "entity_rms"),
     "kdd99": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=50_000, begin="events")),
+    "kdd99/http": Plan("coupled", "values", is_each_apart=True, part=Part(rows=50_000, begin="events")),
+    "kdd99/smtp": Plan("coupled", "values", is_each_apart=True, part=Part(rows=50_000, begin="events")),
     "modbus": Plan("jump", "entity_rms", is_each_apart=True, quick=Part(longest=2_000)),
     "zeek": Plan("jump", "entity_rms", is_each_apart=True, quick=Part(longest=2_000)),
     "ctu13": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=50_000, begin="events")),
@@ -96,6 +98,7 @@ PLANS = {
 _UNKNOWN = Plan(clean="prefix", quick=Part(rows=5_000, begin="events"))
 
 
-def plan_of(data_set: str) -> Plan:
-    """The plan of a data set."""
-    return PLANS.get(data_set, _UNKNOWN)
+def plan_of(name: str) -> Plan:
+    """The plan of ``data set/series``: that of series which begin alike, else of the data set."""
+    alike = [plan for key, plan in PLANS.items() if "/" in key and name.startswith(key)]
+    return alike[0] if alike else PLANS.get(name.partition("/")[0], _UNKNOWN)

@@ -44,7 +44,7 @@ class Entry(BaseModel, frozen=True):
     @property
     def plan(self) -> Plan:
         """How it is evaluated."""
-        return plan_of(self.dataset)
+        return plan_of(self.name)
 
     @property
     def data_set(self) -> str:
