@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.evaluate.controls import SERVED, Contender, predictor_of, random_track, river_track
 from pipeline.evaluate.fold import Group, Track, fold, groups_of
 from pipeline.evaluate.generated import plant_series
@@ -141,6 +143,7 @@ _counters: Any = None
 def _begin(counters: Any) -> None:
     global _counters
     _counters = counters
+    torch.set_num_threads(1)  # there is a process for each core: more threads would wait for each other
 
 
 def _perform(task: Task) -> tuple[SeriesResult, ...]:
