@@ -7,6 +7,8 @@ series, folds them, judges them and hands back figures, so that nothing as large
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -144,6 +146,15 @@ def _begin(counters: Any) -> None:
     global _counters
     _counters = counters
     torch.set_num_threads(1)  # there is a process for each core: more threads would wait for each other
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A run that is killed takes its processes along: they would fold on for minutes, for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _perform(task: Task) -> tuple[SeriesResult, ...]:
