@@ -88,12 +88,12 @@ PLANS = {
     "skab": Plan("coupled", "values", quick=Part(longest=2_000)),
     "3w": Plan("jump", "entity_rms", clean="unlabelled", part=Part(rows=25_000)),
     "gecco2018": Plan("jump", "entity_rms"),
-    "kdd99": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=50_000, begin="events")),
-    "kdd99/http": Plan("coupled", "values", is_each_apart=True, part=Part(rows=50_000, begin="events")),
-    "kdd99/smtp": Plan("coupled", "values", is_each_apart=True, part=Part(rows=50_000, begin="events")),
+    "kdd99": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=25_000, begin="events")),
+    "kdd99/http": Plan("coupled", "values", is_each_apart=True, part=Part(rows=25_000, begin="events")),
+    "kdd99/smtp": Plan("coupled", "values", is_each_apart=True, part=Part(rows=25_000, begin="events")),
     "modbus": Plan("jump", "entity_rms", is_each_apart=True, quick=Part(longest=2_000)),
     "zeek": Plan("jump", "entity_rms", is_each_apart=True, quick=Part(longest=2_000)),
-    "ctu13": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=50_000, begin="events")),
+    "ctu13": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=25_000, begin="events")),
 }
 _UNKNOWN = Plan(clean="prefix", quick=Part(rows=5_000, begin="events"))
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import select
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +21,7 @@ from pipeline.evaluate.controls import CONTROLS, SERVED, gaussian_scores, predic
 from pipeline.evaluate.fold import fold, groups_of
 from pipeline.evaluate.generated import plant_entries, plant_series
 from pipeline.evaluate.judge import ANOMALOUS, judge, replay_budgets
+from pipeline.evaluate.plan import PLANS, plan_of
 from pipeline.evaluate.report import as_json, as_markdown, as_page
 from pipeline.evaluate.run import perform, run_tasks, tasks_of
 from pipeline.evaluate.series import load_series, read_entries
@@ -353,3 +358,39 @@ def test_compare_replays_both_configurations(folder, tmp_path, capsys):
     assert found["same"] >= 1
     assert (found["moved"], found["appeared"], found["disappeared"]) == ([], [], [])
     assert "alerts the same" in capsys.readouterr().out
+
+
+def test_series_that_begin_alike_have_a_plan_of_their_own():
+    """Captures of few numbers are judged apart from the wide one of the same data set."""
+    assert plan_of("kdd99/http_b") == PLANS["kdd99/http"]
+    assert plan_of("kdd99/all_10pct") == PLANS["kdd99"]
+    assert plan_of("nobody/knows").evidence is None
+
+
+KILLED = """
+import multiprocessing, threading
+from pipeline.evaluate.run import _begin
+
+def work():
+    _begin(None)
+    threading.Event().wait()
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=work)
+    child.start()
+    print(child.pid, flush=True)
+    child.join()
+"""
+
+
+def test_killed_run_takes_its_processes_along(tmp_path):
+    """Processes that outlive a killed evaluation would fold for minutes, for nobody, on cores that others want."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+    ended, _, _ = select.select([child], [], [], 60.0)
+    os.close(child)
+    assert ended
