@@ -107,7 +107,7 @@ class Table:
 
 def shown(value: float) -> str:
     """A figure as people read it; a dash where there is none."""
-    if math.isnan(value):
+    if not math.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))

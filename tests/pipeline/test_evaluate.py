@@ -26,7 +26,7 @@ from pipeline.evaluate.report import as_json, as_markdown, as_page
 from pipeline.evaluate.run import perform, run_tasks, tasks_of
 from pipeline.evaluate.series import load_series, read_entries
 from pipeline.evaluate.summary import HEADLINES, figure, figures, interval
-from pipeline.evaluate.tables import Evaluation, tables_of, worst_first
+from pipeline.evaluate.tables import Evaluation, shown, tables_of, worst_first
 from pipeline.offline import Offline
 from pipeline.records import OPENED
 from pipeline.settings import Profile
@@ -365,6 +365,12 @@ def test_series_that_begin_alike_have_a_plan_of_their_own():
     assert plan_of("kdd99/http_b") == PLANS["kdd99/http"]
     assert plan_of("kdd99/all_10pct") == PLANS["kdd99"]
     assert plan_of("nobody/knows").evidence is None
+
+
+def test_event_without_a_score_is_a_miss_without_a_height():
+    """Where a recording has no values there is no score, so no distance from the threshold: a dash, not a crash."""
+    assert shown(float("-inf")) == shown(float("inf")) == shown(float("nan")) == "–"
+    assert [shown(value) for value in (0.0, 0.5, 12.34, 1234.5, 1e9)] == ["0", "0.500", "12.3", "1234", "1000000000"]
 
 
 KILLED = """
