@@ -251,7 +251,9 @@ class RowLayout:
         """A row of another layout in this one.
 
         Slices of equal place, name and width are copied, others are fresh; ``hidden="reset"`` also makes fresh what the
-        network made: hidden state, mixture, pending forecasts, keys and fast weights.
+        network made: hidden state, mixture, pending forecasts, keys and fast weights. Under other evidence the stream
+        warms up again: beside a high count fresh statistics would move at the slow rates of old ones, and everything
+        would be unheard of until they have come near.
 
         Parameters
         ----------
@@ -282,6 +284,9 @@ class RowLayout:
                 continue
             source, target = (old_feature, feature) if item.where == "feature" else (old_entity, entity)
             target[..., item.offset : item.end] = source[..., was.offset : was.end]
+        if older.config.evidence != self.config.evidence:
+            feature[..., self.columns("normaliser.count")] = 0.0
+            entity[..., self.columns("life.count")] = 0.0
         return new
 
     def split(self, row: Tensor) -> tuple[Tensor, Tensor]:

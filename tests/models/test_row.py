@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from models.config import FoldConfig, PredictorConfig
+from models.pretrained import builtin
 from models.row import RowLayout, Rows
+from models.step import Scorer
+from models.tail import OPENED, WARMING_UP
 
 SINGLE = FoldConfig(("a", "b"), 60.0)
 GRU = PredictorConfig()
@@ -30,6 +33,21 @@ def test_widths_are_those_the_recipe_promises():
     assert RowLayout(SINGLE, GRU).feature_width <= 580
     assert RowLayout(FoldConfig(("a",), 60.0, "jump"), GRU).feature_width <= 190
     assert RowLayout(FoldConfig(("a",), 60.0, light=True), PredictorConfig(hidden=32)).feature_width <= 120
+
+
+@pytest.mark.parametrize(("before", "after"), [("jump", "single"), ("single", "jump"), ("jump", "coupled")])
+def test_other_evidence_warms_up_again_and_pages_nobody(before, after):
+    """A setting that engineers change must not open an alert on every stream they have."""
+    draws = torch.Generator().manual_seed(0)
+    x = 50 + 2 * torch.randn(1400, 8, 3, generator=draws)
+    times = (60_000 * torch.arange(1, 1401)).unsqueeze(1).expand(-1, 8).contiguous()
+    old, new = (Scorer(builtin("gru32"), FoldConfig(("a", "b", "c"), 60.0, kind)) for kind in (before, after))
+    slots, rows, carried = torch.arange(8), old.rows(8), new.rows(8)
+    old.score(rows, slots, x[:400], times[:400], torch.full((8,), -1))
+    carried.write(slots, new.layout.carry(rows.read(slots), old.layout, "carry"))
+    said = new.score(carried, slots, x[400:], times[400:], times[399])
+    assert (said.verdict[:100] == WARMING_UP).all()
+    assert (said.event == OPENED).sum() <= 2
 
 
 def test_id_follows_the_layout():
