@@ -51,6 +51,7 @@ from pipeline.evaluate.tables import Evaluation
 from pipeline.registry import base_weights
 from pipeline.settings import Profile, Settings
 from pipeline.sources.recording import open_recording
+from pipeline.wiring import apply_threads
 
 EXAMPLES = """\
 examples:
@@ -87,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate or compare; returns the exit code."""
-    torch.set_num_threads(1)
+    apply_threads()
     console = Console()
     if args.compare is not None:
         return _compare(args, console)
@@ -143,7 +144,7 @@ def _run(tasks: Sequence[Task], processes: int, console: Console) -> dict[str, l
             shares[number] = max(shares[number], task.cost * min(1.0, rows / max(1, task.rows)))
             bar.update(whole, completed=sum(shares))
 
-        for done in run_tasks(tasks, min(processes, len(tasks)), note):
+        for done in run_tasks(tasks, min(processes, len(tasks)), note, apply_threads):
             number = done.task.number
             shares[number] = done.task.cost
             if number in lines:

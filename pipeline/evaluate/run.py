@@ -16,8 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.evaluate.controls import SERVED, Contender, predictor_of, random_track, river_track
 from pipeline.evaluate.fold import Group, Track, fold, groups_of
 from pipeline.evaluate.generated import plant_series
@@ -111,7 +109,10 @@ class Done:
 
 
 def run_tasks(
-    tasks: Sequence[Task], processes: int, progress: Callable[[int, int], None] = lambda task, rows: None
+    tasks: Sequence[Task],
+    processes: int,
+    progress: Callable[[int, int], None] = lambda task, rows: None,
+    begin: Callable[[], None] | None = None,
 ) -> Iterator[Done]:
     """Run tasks, dearest first; yields each as it ends.
 
@@ -121,6 +122,8 @@ def run_tasks(
         1 runs them here, one after the other.
     progress
         Called now and then with a task's number and the rows it has folded so far.
+    begin
+        Called first in each process of its own: where its threads are chosen.
     """
     if processes == 1:
         for task in tasks:
@@ -128,7 +131,7 @@ def run_tasks(
         return
     context = multiprocessing.get_context("spawn")
     counters = context.Array("q", len(tasks), lock=False)
-    with ProcessPoolExecutor(processes, context, _begin, (counters,)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (counters, begin)) as pool:
         running: dict[Future[tuple[SeriesResult, ...]], Task] = {pool.submit(_perform, task): task for task in tasks}
         while running:
             finished, _ = wait(running, POLL_S, FIRST_COMPLETED)
@@ -142,10 +145,11 @@ def run_tasks(
 _counters: Any = None
 
 
-def _begin(counters: Any) -> None:
+def _begin(counters: Any, begin: Callable[[], None] | None) -> None:
     global _counters
     _counters = counters
-    torch.set_num_threads(1)  # there is a process for each core: more threads would wait for each other
+    if begin is not None:
+        begin()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
