@@ -66,7 +66,7 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
     units = torch.from_numpy(np.stack([sensor.values[:, 0] for sensor in sensors], 1))
     coupled = _fold(weights, "coupled", units.view(-1, effort.units, len(SENSORS)), start_ms[: effort.units])
     short_activity, activity, long_activity = _alike(
-        *(_cluster_tail(single[name]) for name in ("short_activity", "activity", "long_activity"))
+        *(_cluster_tail(single[name]) for name in ("short_activity", "middle_activity", "long_activity"))
     )
     entity, entity_mean, entity_rms = _alike(
         *(_cluster_tail(jump[name]) for name in ("entity", "entity_mean", "entity_rms"))
@@ -94,7 +94,7 @@ def _fold(weights: Weights, evidence: Evidence, values: Tensor, start_ms: Tensor
     names = (
         "level",
         "short_activity",
-        "activity",
+        "middle_activity",
         "long_activity",
         "entity",
         "entity_mean",

@@ -34,6 +34,28 @@ from models.tail import ClusterTail, Prior, RateTail
 
 
 @dataclass(frozen=True, slots=True)
+class Priors:
+    """The pooled tails as tensors, made once for a scorer: they are the same for every call."""
+
+    level: PooledTail
+    activity: Prior
+    entity: Prior
+    values: Prior
+    residuals: Prior
+
+    @classmethod
+    def of(cls, pooled: PooledTails, like: Tensor) -> Priors:
+        """The priors of every kind, of the type and on the device of ``like``."""
+        return cls(
+            pooled.level,
+            Prior.of(like, pooled.short_activity, pooled.activity, pooled.long_activity),
+            Prior.of(like, pooled.entity, pooled.entity_mean, pooled.entity_rms),
+            Prior.of(like, pooled.values),
+            Prior.of(like, pooled.residuals),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """What the profile's kinds of evidence saw of one observation."""
 
@@ -45,8 +67,8 @@ class Look:
 class Chain:
     """The kinds of evidence of one profile, behind the verbs of a fold."""
 
-    def __init__(self, hand: Hand, config: FoldConfig, pooled: PooledTails) -> None:
-        self.pooled, self.features, self.life = pooled, len(config.features), hand.life
+    def __init__(self, hand: Hand, config: FoldConfig, priors: Priors) -> None:
+        self.priors, self.features, self.life = priors, len(config.features), hand.life
         self.single = self._single(hand, config) if config.evidence == "single" else None
         self.jump = None if self.single is not None else self._jump(hand)
         self.distances: tuple[DistanceChain, DistanceChain] | None = None
@@ -54,39 +76,33 @@ class Chain:
             self.distances = self._distance(hand, "values"), self._distance(hand, "residuals")
 
     def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
-        pooled = self.pooled
         level_tail = hand.feature_group("level_tail", RateTail)
-        level_tail.start_from(pooled.level)
-        activity_tail, prior = _started(
-            hand.feature_group("activity_tail", ClusterTail),
-            pooled.short_activity,
-            pooled.activity,
-            pooled.long_activity,
-        )
+        activity_tail = hand.feature_group("activity_tail", ClusterTail)
+        level_tail.start_from(self.priors.level)
+        activity_tail.start_from(self.priors.activity)
         season = hand.feature_group("season_levels", SeasonLevels) if has_season(config) else None
         return SingleChain(
             hand.feature_group("levels", Levels),
             season,
             hand.feature_group("activity", Activity),
             level_tail,
-            pooled.level,
+            self.priors.level,
             activity_tail,
-            prior,
+            self.priors.activity,
             hand.feature_block("quiet_ring"),
             config.record_weight_p,
         )
 
     def _jump(self, hand: Hand) -> JumpChain:
-        pooled = self.pooled
-        tail, prior = _started(
-            hand.entity_group("entity_tail", ClusterTail), pooled.entity, pooled.entity_mean, pooled.entity_rms
-        )
+        tail = hand.entity_group("entity_tail", ClusterTail)
+        tail.start_from(self.priors.entity)
         residual, recent = hand.feature_group("residual", Residual), hand.entity_block("entity.recent")
-        return JumpChain(residual, recent, tail, prior)
+        return JumpChain(residual, recent, tail, self.priors.entity)
 
     def _distance(self, hand: Hand, kind: str) -> DistanceChain:
-        pooled = self.pooled.residuals if kind == "residuals" else self.pooled.values
-        tail, prior = _started(hand.entity_group(f"{kind}_tail", ClusterTail), pooled)
+        prior = self.priors.residuals if kind == "residuals" else self.priors.values
+        tail = hand.entity_group(f"{kind}_tail", ClusterTail)
+        tail.start_from(prior)
         name = f"{kind}_distance"
         state = Distance(
             hand.entity_block(f"{name}.gathered")[0],
@@ -159,10 +175,3 @@ class Chain:
             (by_stream(o.sight.x), by_stream(o.moves.weight)),
             (by_stream(error_4), by_stream(o.has_4)),
         )
-
-
-def _started(tail: ClusterTail, *pooled: PooledTail) -> tuple[ClusterTail, Prior]:
-    """A tail whose fresh rows have the pooled one, and that as its prior."""
-    prior = Prior.of(tail.quantile, *pooled)
-    tail.start_from(prior)
-    return tail, prior

@@ -225,7 +225,7 @@ def extend_two_sided(above: Tensor, below: Tensor, e: Tensor, absent: Tensor) ->
 
 @dataclass(slots=True)
 class Single:
-    """What ``SingleChain.look`` saw: level evidence S, activities A ``(3, R)`` and whether they exist, gate g."""
+    """What ``SingleChain.look`` saw: S, activities A ``(3, R)``, whether they exist, gate g, e_4 and e_8 ``(2, R)``."""
 
     level: Tensor
     raw_level: Tensor
@@ -237,8 +237,7 @@ class Single:
     surprise: Tensor
     error_300: Tensor
     error_1500: Tensor | None
-    error_4: Tensor
-    error_8: Tensor
+    errors: Tensor
     level_nats: Tensor
     activity_nats: Tensor
 
@@ -287,17 +286,16 @@ class SingleChain:
             record = torch.maximum(record, grown.log_().clamp_(0.0, RECORD_CAP).mul_(self.record_weight_p))
         record.mul_(o.established)
 
-        error_8 = (x - o.forecast_8).abs_()
-        gate = torch.where(o.has_8 > 0, error_8 / (levels.gate_scale + floor), 1.0)
+        errors = torch.stack((x - o.forecast_4, x - o.forecast_8))
+        gate = torch.where(o.has_8 > 0, errors[1].abs() / (levels.gate_scale + floor), 1.0)
         raw = (gate * (1.0 / GATE_FULL)).clamp_max_(1.0).mul_(record)
         level = raw * (raw > self.quiet.amax(0))
 
-        error_4 = x - o.forecast_4
-        active, has_activity = self._activity(torch.stack((error_4, error_8)), o)
+        active, has_activity = self._activity(errors, o)
         activity_nats = self.activity_tail.nats(active, o.count, self.activity_prior).mul_(has_activity).amax(0)
         level_nats = self.level_tail.nats(level, o.count, self.level_pool)
         return Single(
-            level, raw, active, has_activity, gate, record, skilled, surprised, error_300, error_1500, error_4, error_8,
+            level, raw, active, has_activity, gate, record, skilled, surprised, error_300, error_1500, errors,
             level_nats, activity_nats,
         )  # fmt: skip
 
@@ -329,9 +327,9 @@ class SingleChain:
         torch.maximum(levels.surprise_record, levels.surprise - absent, out=levels.surprise_record)
         if self.season is not None and seen.error_1500 is not None:
             self._learn_season(self.season, o, seen.error_1500)
-        levels.gate_scale.lerp_(seen.error_8, own_rate(o.has_8, o.count, 8.0, 500.0))
-        errors, own = torch.stack((seen.error_4, seen.error_8)), torch.stack((o.count - 4.0, o.count - 8.0))
-        fold_capped(self.activity.usual, errors, o.floor, seen.has_activity[:2], own, USUAL_WINDOW)
+        levels.gate_scale.lerp_(seen.errors[1].abs(), own_rate(o.has_8, o.count, 8.0, 500.0))
+        own = torch.stack((o.count - 4.0, o.count - 8.0))
+        fold_capped(self.activity.usual, seen.errors, o.floor, seen.has_activity[:2], own, USUAL_WINDOW)
         self.level_tail.fold(seen.level, o.count, o.established, self.level_pool)
         self.activity_tail.fold(seen.activity, o.count, o.established * seen.has_activity, self.activity_prior)
         torch.mul(seen.raw_level, o.moves.weight, out=self.quiet[position])

@@ -11,19 +11,20 @@ from torch import Tensor
 class Trace:
     """Everything ``explain`` and ``evaluate`` want of every observation; NaN where it does not exist.
 
-    ``(S, N, F)``: ``level`` (S as reported), ``raw_level``, ``record``, ``gate``; ``short_activity``, ``activity`` and
-    ``long_activity`` (A over 5, 20 and 60 observations), ``activity_nats`` (the strongest of them), ``surprise``,
-    ``error_4``, ``expected`` (one step ahead), ``forecast_4``, ``forecast_8``, ``contribution``. ``(S, N)``: ``entity``
-    (s), ``entity_mean`` (ew(s, 10)), ``entity_rms`` (sqrt(ew(s^2, 10))), ``values`` and ``residuals`` (T^2 / F),
-    ``controller`` (d).
+    ``(S, N, F)``: ``level`` (S as reported), ``raw_level``, ``record``, ``gate``; ``short_activity``,
+    ``middle_activity`` and ``long_activity`` (A over 5, 20 and 60 observations), ``activity`` (the greatest of them),
+    ``activity_nats`` (the strongest), ``surprise``, ``error_4``, ``expected`` (one step ahead), ``forecast_4``,
+    ``forecast_8``, ``contribution``. ``(S, N)``: ``entity`` (s), ``entity_mean`` (ew(s, 10)), ``entity_rms``
+    (sqrt(ew(s^2, 10))), ``values`` and ``residuals`` (T^2 / F), ``controller`` (d).
     """
 
     level: Tensor
     raw_level: Tensor
     record: Tensor
     gate: Tensor
-    short_activity: Tensor
     activity: Tensor
+    short_activity: Tensor
+    middle_activity: Tensor
     long_activity: Tensor
     activity_nats: Tensor
     surprise: Tensor

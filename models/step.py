@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.chain import Chain, Look
+from models.chain import Chain, Look, Priors
 from models.config import FoldConfig
 from models.evidence import NONE, SIGNALS, Observed, StreamEvidence, mixture_tails, observed, one_step_forecast
 from models.fast_weights import Due, Preconditioner
@@ -79,6 +79,7 @@ class Scorer:
         self.network = network.serving()
         self.is_adaptive = has_fast_weights(config) and network.is_adaptive
         self.prior = Preconditioner(weights.mu0.to(self.device, dtype), weights.P0.to(self.device, dtype))
+        self.pooled = Priors.of(weights.pooled, self.prior.mu0)
         self.interval_ms = None if config.interval_s is None else round(config.interval_s * 1000)
 
     def advance(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +141,7 @@ class _Fold:
         self.slots, self.detail = slots, detail
         self.steps, self.streams, self.features = x.shape
         self.hand = Hand(rows, slots, scorer.config, scorer.prior if scorer.is_adaptive else None)
-        self.chain = Chain(self.hand, scorer.config, scorer.weights.pooled)
+        self.chain = Chain(self.hand, scorer.config, scorer.pooled)
         raw = x.to(scorer.device, scorer.dtype).reshape(self.steps, -1)
         self.valid = torch.isfinite(raw)
         self.raw = raw
@@ -353,8 +354,9 @@ class _Fold:
             raw_level=absent if single is None else of(single.raw_level),
             record=absent if single is None else of(single.record),
             gate=absent if single is None else of(single.gate),
+            activity=absent if single is None else of((single.activity * single.has_activity).amax(0), o.has_4),
             short_activity=absent if single is None else of(single.activity[0], single.has_activity[0]),
-            activity=absent if single is None else of(single.activity[1], single.has_activity[1]),
+            middle_activity=absent if single is None else of(single.activity[1], single.has_activity[1]),
             long_activity=absent if single is None else of(single.activity[2], single.has_activity[2]),
             activity_nats=absent if single is None else of(single.activity_nats, o.has_4),
             surprise=absent if single is None else of(single.surprise, valid & has_mixture),

@@ -83,7 +83,7 @@ def tasks_of(
         for group in together.values()
         for contender in contenders
         for run, used in enumerate(knobs if contender == SERVED else knobs[:1])
-        if (taken := _taken(group, contender))
+        if (taken := _taken(group, contender, is_quick))
         and (not is_quick or contender.is_quick_everywhere or _adapts(group[0], used))
     ]
     ordered = sorted(tasks, key=lambda task: -task.cost)
@@ -95,9 +95,10 @@ def _adapts(entry: Entry, knobs: Profile) -> bool:
     return evidence == "single" and not knobs.light
 
 
-def _taken(group: Sequence[Entry], contender: Contender) -> tuple[Entry, ...]:
-    """Plants measure alarm budgets, which only chains have."""
-    return tuple(entry for entry in group if contender.kind == "chain" or entry.dataset != PLANTS)
+def _taken(group: Sequence[Entry], contender: Contender, is_quick: bool) -> tuple[Entry, ...]:
+    """Plants measure alarm budgets, which only chains have; a quick run asks those that it takes everywhere."""
+    has_plants = contender.kind == "chain" and (contender.is_quick_everywhere or not is_quick)
+    return tuple(entry for entry in group if has_plants or entry.dataset != PLANTS)
 
 
 @dataclass(frozen=True, slots=True)

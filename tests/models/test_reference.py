@@ -167,7 +167,7 @@ class Reference:
             compared = 0 if n < 100 else (1 if x4 is None else 2)
             nats = 0.0 if compared == 0 else max(max(nats_S, nats_A) - math.log(compared), 0.0)
             score = round(nats / math.log(10.0), 3)
-            out = {"score": score, "S": r_S, "A": A.get((20, 8), math.nan), **self.decide(score, elapsed)}
+            out = {"score": score, "S": r_S, "A": max(A.values(), default=math.nan), **self.decide(score, elapsed)}
             self.update_evidence(updates, r_S, A)
         else:
             self.quiet_s += elapsed

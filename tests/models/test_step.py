@@ -204,7 +204,7 @@ def test_missing_target_drops_keys_and_shifts_phase():
 
 
 def test_gap_invalidates_forecasts_and_ages_counts():
-    """After a gap the old forecasts have no target: gate 1, no activity for 8 observations, n reduced, dx = 0."""
+    """After a gap the old forecasts have no target: gate 1, no activity for 4 observations, n reduced, dx = 0."""
     scorer = make_scorer(features=1)
     x, times = make_series(250, 1, 1, missing=0.0)
     times[200:] += 250 * MINUTE_MS
@@ -213,8 +213,10 @@ def test_gap_invalidates_forecasts_and_ages_counts():
     assert after.trace is not None
     assert torch.isnan(after.trace.short_activity[:4]).all()
     assert torch.isfinite(after.trace.short_activity[4:]).all()
-    assert torch.isnan(after.trace.activity[:8]).all()
-    assert torch.isfinite(after.trace.activity[8:]).all()
+    assert torch.isnan(after.trace.activity[:4]).all()
+    assert torch.isfinite(after.trace.activity[4:]).all()
+    assert torch.isnan(after.trace.middle_activity[:8]).all()
+    assert torch.isfinite(after.trace.middle_activity[8:]).all()
     assert (after.trace.gate[:8] == 1).all()
     assert (after.trace.gate[8:] != 1).all()
     intervals = (times[200, 0] - times[199, 0]).item() / MINUTE_MS

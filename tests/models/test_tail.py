@@ -100,14 +100,14 @@ def test_tail_survives_long_silence():
 
 def test_months_without_a_cluster_leave_a_finite_score():
     """A rate that sank to zero would make nothing-at-all infinitely surprising: no number where a score is due."""
-    tail = ClusterTail(*torch.zeros(8, 1, dtype=torch.float64))
-    tail.start_from(PRIOR)
-    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    tail, prior = ClusterTail(*torch.zeros(8, 1)), Prior.of(torch.zeros(0), POOLED)
+    tail.start_from(prior)
+    zero, one = torch.zeros(1), torch.ones(1)
     for _ in range(3):
         tail.rate.mul_(1e-30)  # what millions of quiet observations come to
-        tail.fold(zero, one * 1e6, one, PRIOR)
-    assert float(tail.nats(zero, one * 1e6, PRIOR)) == 0.0
-    assert float(tail.nats(one * 10.0, one * 1e6, PRIOR)) < 40.0
+        tail.fold(zero, one * 1e6, one, prior)
+    assert float(tail.nats(zero, one * 1e6, prior)) == 0.0
+    assert float(tail.nats(one * 10.0, one * 1e6, prior)) < 40.0
 
 
 def aged(n):

@@ -201,7 +201,7 @@ def test_quick_run_takes_a_part_of_the_folder(folder, tmp_path):
     [entry] = read_entries(long, is_quick=True)
     assert entry.name == "smd/long"
     [item] = load_series(long, [entry], is_quick=True)
-    assert len(item.stream) == 6_000
+    assert len(item.stream) == 7_000
 
 
 @pytest.mark.slow

@@ -313,12 +313,17 @@ def test_quiet_weekends_are_normal_from_the_third_on(run):
     assert sum(sum(alerts(run, "weekly", at, at + 2 * DAY)) for at in weekends) <= budget(0, len(weekends) * 2 * DAY)
 
 
-def test_daylight_saving_is_said_about_once(run):
-    """The day moves by an hour against event time: one alert is understood, more than the budget beyond it is not."""
+@pytest.mark.xfail(strict=True, reason="on the next day the shape is as wrong as on the first: two of six say so again")
+def test_daylight_saving_is_said_once_at_most(run):
+    """The day moves by an hour against event time: one alert is understood, two are a nuisance."""
     change = EVENT - 20 - DAY
-    said = alerts(run, "daylight_saving", change, change + 3 * DAY)
-    assert max(said) <= 2
-    assert sum(said) <= FORMS + budget(0, 3 * DAY)
+    assert max(alerts(run, "daylight_saving", change, change + 3 * DAY)) <= 1
+
+
+def test_daylight_saving_is_said_no_more_than_once_beyond_the_budget(run):
+    """What the budget allows anyway may come on top of the one alert that is understood."""
+    change = EVENT - 20 - DAY
+    assert sum(alerts(run, "daylight_saving", change, change + 3 * DAY)) <= FORMS + budget(0, 3 * DAY)
 
 
 # --- what is found ----------------------------------------------------------------------------------------------------
