@@ -204,10 +204,7 @@ def _labels(stream: RecordedStream) -> list[Span]:
     last = len(stream) - 1
     times = stream.times_ms
     spans = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-    return [
-        Span(int(times[begin]), int(times[min(end, last)]), "" if number else "label")
-        for number, (begin, end) in enumerate(spans)
-    ]
+    return [Span(int(times[begin]), int(times[min(end, last)]), "label") for begin, end in spans]
 
 
 def _committed(settings: Settings, raw: RawInput) -> dict[Partition, Committed]:

@@ -130,7 +130,7 @@ def _figure(
 
 def _draw_observed(axis: Any, e: Explanation, feature: int, labels: Sequence[Span]) -> None:
     dates = _dates(e.times_ms)
-    _shade(axis, labels)
+    _shade(axis, labels, e)
     axis.fill_between(
         dates,
         e.band_low[:, feature],
@@ -189,7 +189,7 @@ def _open_alerts(e: Explanation) -> Bool:
 
 def _draw_score(axis: Any, e: Explanation, labels: Sequence[Span]) -> None:
     dates = _dates(e.times_ms)
-    _shade(axis, [Span(span.begin_ms, span.end_ms, "") for span in labels])
+    _shade(axis, [Span(span.begin_ms, span.end_ms, "") for span in labels], e)
     axis.fill_between(dates, 0, np.nan_to_num(e.score), color=QUIET, alpha=0.35, linewidth=0, step="mid")
     axis.plot(dates, e.score, color=INK, linewidth=1.0, drawstyle="steps-mid", label="score, −log₁₀ p")
     axis.plot(dates, e.threshold, color=ALARM, linewidth=1.2, linestyle=(0, (5, 2)), label="threshold")
@@ -238,10 +238,18 @@ def _mark(axis: Any, e: Explanation, at: int, value: float) -> None:
         axis.plot([_dates(e.times_ms)[at]], [value], "o", color=ALARM, markersize=7, markerfacecolor="none", zorder=5)
 
 
-def _shade(axis: Any, spans: Sequence[Span]) -> None:
+def _shade(axis: Any, spans: Sequence[Span], e: Explanation) -> None:
+    """Shade what of the spans lies within the times shown: the rest would squeeze these into a corner."""
+    first, last = int(e.times_ms[0]), int(e.times_ms[-1])
+    said = {""}
     for span in spans:
-        begin, end = _dates(np.array([span.begin_ms, span.end_ms], np.int64))
-        axis.axvspan(begin, end, color=LABEL, alpha=0.25, linewidth=0, zorder=0, label=span.words or None)
+        if span.end_ms < first or span.begin_ms > last:
+            continue
+        begin, end = _dates(np.array([max(span.begin_ms, first), min(span.end_ms, last)], np.int64))
+        axis.axvspan(
+            begin, end, color=LABEL, alpha=0.25, linewidth=0, zorder=0, label=None if span.words in said else span.words
+        )
+        said.add(span.words)
 
 
 def _with_gaps(e: Explanation, at: int) -> tuple[Explanation, int]:

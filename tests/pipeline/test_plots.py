@@ -47,6 +47,16 @@ def test_equal_explanations_give_equal_pictures(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
+@pytest.mark.parametrize("draw", [draw_episode, draw_explanation])
+def test_labels_outside_of_the_times_shown_leave_the_picture_as_it_is(draw: object, tmp_path: Path) -> None:
+    """A label of last month would squeeze the hours that somebody asked about into a corner."""
+    days = 5000 * INTERVAL_MS
+    labels = [Span(START_MS - 2 * days, START_MS - days, "before"), Span(START_MS + days, START_MS + 2 * days, "after")]
+    for name, spans in (("bare.png", []), ("labelled.png", labels)):
+        draw(make_explanation(), 150, tmp_path / name, "pump", spans)  # type: ignore[operator]
+    assert (tmp_path / "bare.png").read_bytes() == (tmp_path / "labelled.png").read_bytes()
+
+
 def test_without_matplotlib_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """matplotlib is optional: who asks for a picture learns what to install."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
