@@ -332,7 +332,7 @@ class _Producer:
         done = self._call(lambda: None)
         try:
             done.result(max(0.0, deadline - time.monotonic()))
-        except Exception:
+        except Exception:  # whatever failed is kept by the call that failed; here only the time counts
             return
 
     def _call(self, work: Callable[[], None]) -> Future[None]:
