@@ -27,6 +27,9 @@ FEWEST_EXCEEDANCES = 3
 CAREFUL = 0.75
 # Undisturbed generated series are cleaner than any real one: their clusters hardly rise above q.
 LEAST_PRIOR_BETA = 0.3
+# Displacement and stillness hardly leave what is usual where nothing is generated to happen, and often do in
+# recordings: streams start from the q of the wildest of a hundred series, and from a wide tail.
+WILDEST, BEARING_BETA = 0.99, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,9 @@ FULL_EFFORT = Effort()
 def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> PooledTails:
     """The pooled tail of every kind of evidence, for weights whose own pooled tails do not matter.
 
-    S and A come from single series of every family; s from the counters of a generated network's hosts; T^2 from the
-    units of a generated plant, whose sensors are coupled. The first 100 observations, a stream's warm-up, do not count.
+    S and behaviour come from single series of every family; s from the counters of a generated network's hosts; T^2
+    from the units of a generated plant, whose sensors are coupled. The first 100 observations, a stream's warm-up, do
+    not count.
 
     Raises
     ------
@@ -65,9 +69,8 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
     sensors = plant(effort.units * len(SENSORS), effort.observations, 0, seed, interval_s=INTERVAL_S)
     units = torch.from_numpy(np.stack([sensor.values[:, 0] for sensor in sensors], 1))
     coupled = _fold(weights, "coupled", units.view(-1, effort.units, len(SENSORS)), start_ms[: effort.units])
-    short_activity, activity, long_activity = _alike(
-        *(_cluster_tail(single[name]) for name in ("short_activity", "middle_activity", "long_activity"))
-    )
+    activities = [_cluster_tail(single[name]) for name in ("short_activity", "middle_activity", "long_activity")]
+    short_activity, activity, long_activity = _alike(*activities)
     entity, entity_mean, entity_rms = _alike(
         *(_cluster_tail(jump[name]) for name in ("entity", "entity_mean", "entity_rms"))
     )
@@ -76,6 +79,8 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
         short_activity=short_activity,
         activity=activity,
         long_activity=long_activity,
+        displacement=_tail(_level(single["displacement"], WILDEST), activity.rate, BEARING_BETA),
+        stillness=_tail(_level(single["stillness"], WILDEST), activity.rate, BEARING_BETA),
         entity=entity,
         entity_mean=entity_mean,
         entity_rms=entity_rms,
@@ -96,6 +101,8 @@ def _fold(weights: Weights, evidence: Evidence, values: Tensor, start_ms: Tensor
         "short_activity",
         "middle_activity",
         "long_activity",
+        "displacement",
+        "stillness",
         "entity",
         "entity_mean",
         "entity_rms",
@@ -125,17 +132,27 @@ def _rate_tail(level: Tensor) -> PooledTail:
 
 def _cluster_tail(evidence: Tensor) -> PooledTail:
     """The upper quartile over series of their own 95 % quantile and beta above it; the mean rate of clusters."""
-    levels, betas, clusters, observations = [], [LEAST_PRIOR_BETA], 0, 0
-    for series in evidence.T:
-        known = series[torch.isfinite(series)].double().numpy()
-        level = max(float(np.quantile(known, 1.0 - TAIL_SHARE)), LEAST_QUANTILE)
+    betas, clusters, observations = [LEAST_PRIOR_BETA], 0, 0
+    for known, level in zip(_known(evidence), _levels(evidence), strict=True):
         peaks = cluster_peaks(known, level)
-        levels.append(level)
         clusters, observations = clusters + len(peaks), observations + len(known)
         if len(peaks) >= FEWEST_EXCEEDANCES:
             betas.append(float(np.log(peaks / level).mean()))
     beta = max(float(np.quantile(betas, CAREFUL)), LEAST_PRIOR_BETA)
-    return _tail(float(np.quantile(levels, CAREFUL)), max(clusters, 1) / observations, beta)
+    return _tail(_level(evidence, CAREFUL), max(clusters, 1) / observations, beta)
+
+
+def _level(evidence: Tensor, careful: float) -> float:
+    """A quantile over series of their own 95 % quantile."""
+    return float(np.quantile(_levels(evidence), careful))
+
+
+def _levels(evidence: Tensor) -> list[float]:
+    return [max(float(np.quantile(known, 1.0 - TAIL_SHARE)), LEAST_QUANTILE) for known in _known(evidence)]
+
+
+def _known(evidence: Tensor) -> list[npt.NDArray[np.float64]]:
+    return [series[torch.isfinite(series)].double().numpy() for series in evidence.T]
 
 
 def _alike(*tails: PooledTail) -> list[PooledTail]:

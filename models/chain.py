@@ -15,6 +15,7 @@ from models.evidence import (
     VALUES,
     Activity,
     Apart,
+    Bearing,
     Distance,
     DistanceChain,
     Jump,
@@ -38,7 +39,7 @@ class Priors:
     """The pooled tails as tensors, made once for a scorer: they are the same for every call."""
 
     level: PooledTail
-    activity: Prior
+    behaviour: Prior
     entity: Prior
     values: Prior
     residuals: Prior
@@ -48,7 +49,14 @@ class Priors:
         """The priors of every kind, of the type and on the device of ``like``."""
         return cls(
             pooled.level,
-            Prior.of(like, pooled.short_activity, pooled.activity, pooled.long_activity),
+            Prior.of(
+                like,
+                pooled.short_activity,
+                pooled.activity,
+                pooled.long_activity,
+                pooled.displacement,
+                pooled.stillness,
+            ),
             Prior.of(like, pooled.entity, pooled.entity_mean, pooled.entity_rms),
             Prior.of(like, pooled.values),
             Prior.of(like, pooled.residuals),
@@ -77,18 +85,19 @@ class Chain:
 
     def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
         level_tail = hand.feature_group("level_tail", RateTail)
-        activity_tail = hand.feature_group("activity_tail", ClusterTail)
+        behaviour_tail = hand.feature_group("behaviour_tail", ClusterTail)
         level_tail.start_from(self.priors.level)
-        activity_tail.start_from(self.priors.activity)
+        behaviour_tail.start_from(self.priors.behaviour)
         season = hand.feature_group("season_levels", SeasonLevels) if has_season(config) else None
         return SingleChain(
             hand.feature_group("levels", Levels),
             season,
             hand.feature_group("activity", Activity),
+            hand.feature_group("bearing", Bearing),
             level_tail,
             self.priors.level,
-            activity_tail,
-            self.priors.activity,
+            behaviour_tail,
+            self.priors.behaviour,
             hand.feature_block("quiet_ring"),
             config.record_weight_p,
         )

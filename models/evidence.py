@@ -22,8 +22,8 @@ from models.features import CLIP_FROM, Moves, Sighting, arcsinh, clipped_deviati
 from models.pretrained import PooledTail
 from models.tail import WARM_UP, ClusterTail, Prior, RateTail
 
-SIGNALS = ("none", "level", "activity", "jump", "values", "residuals")
-NONE, LEVEL, ACTIVITY, JUMP, VALUES, RESIDUALS = range(6)
+SIGNALS = ("none", "level", "activity", "displacement", "stillness", "jump", "values", "residuals")
+NONE, LEVEL, ACTIVITY, DISPLACEMENT, STILLNESS, JUMP, VALUES, RESIDUALS = range(8)
 
 ABSENT = 1e30
 SURPRISE_RANGE = (1e-3, 15.0)
@@ -42,6 +42,12 @@ PLAIN_AVERAGE = 100.0
 # With one value the longer windows take in at most 25 times what they hold: they are for what lasts, and a blow,
 # however hard, has left them by the time it has left the short one.
 LASTING_CAP = 25.0
+# Displacement compares the mean of 50 observations, stillness the moves of 30, with what is usual over 5000.
+DISPLACEMENT_WINDOW, STILLNESS_WINDOW, PAST_WINDOW = 50.0, 30.0, 5000.0
+# A stream that stands still counts as one that moves a fifth as far as usual, square roots compared.
+LEAST_MOVE = 0.2
+# They recur with nights and weekends as no activity does: their chance counts double.
+BEARING_PENALTY = math.log(2.0)
 SLOW_WINDOW = 20000.0
 # A fault of a server moves many counters at once; a departure from level is that of a few.
 TOP_RESIDUALS, TOP_LEVELS = 10, 3
@@ -91,6 +97,17 @@ class Activity:
 
     recent: Tensor
     usual: Tensor
+
+
+@dataclass(slots=True)
+class Bearing:
+    """Where a feature is and how much it moves, of late and usually, in the order of the row."""
+
+    level: Tensor
+    usual_level: Tensor
+    usual_variance: Tensor
+    move: Tensor
+    usual_move: Tensor
 
 
 @dataclass(slots=True)
@@ -225,12 +242,16 @@ def extend_two_sided(above: Tensor, below: Tensor, e: Tensor, absent: Tensor) ->
 
 @dataclass(slots=True)
 class Single:
-    """What ``SingleChain.look`` saw: S, activities A ``(3, R)``, whether they exist, gate g, e_4 and e_8 ``(2, R)``."""
+    """What ``SingleChain.look`` saw of R features.
+
+    ``behaviour`` ``(5, R)``: A over three windows, displacement, stillness; ``has_behaviour``: 1 where they exist.
+    ``errors`` ``(2, R)``: e_4 and e_8. ``behaviour_nats`` and ``signal`` are of the strongest of the five.
+    """
 
     level: Tensor
     raw_level: Tensor
-    activity: Tensor
-    has_activity: Tensor
+    behaviour: Tensor
+    has_behaviour: Tensor
     gate: Tensor
     record: Tensor
     skilled: Tensor | None
@@ -238,17 +259,20 @@ class Single:
     error_300: Tensor
     error_1500: Tensor | None
     errors: Tensor
+    move: Tensor
     level_nats: Tensor
-    activity_nats: Tensor
+    behaviour_nats: Tensor
+    signal: Tensor
 
 
 @dataclass(slots=True)
 class SingleChain:
-    """Level evidence S and activity A, over three windows, of features watched independently.
+    """Level evidence S and behaviour of features watched independently.
 
-    A short fault is sharp in the short window and a long one stands out in the long one; each has a tail of its own,
-    and the strongest in nats is the evidence of activity. The middle one asks the farther forecast, which a wrong shape
-    does not catch up with so soon.
+    Behaviour is activity A over three windows, displacement and stillness; each has a tail of its own, and the
+    strongest in nats counts. Of the activities, a short fault is sharp in the short window and a long one stands out in
+    the long one; the middle one asks the farther forecast, which a wrong shape does not catch up with so soon. The
+    other two are for what forecasts soon agree with: a level that stays away, a stream that hardly moves any more.
 
     ``quiet`` ``(10, R)`` holds S of the last ten observations in any order; ``position`` is the oldest.
     """
@@ -256,15 +280,16 @@ class SingleChain:
     levels: Levels
     season: SeasonLevels | None
     activity: Activity
+    bearing: Bearing
     level_tail: RateTail
     level_pool: PooledTail
-    activity_tail: ClusterTail
-    activity_prior: Prior
+    behaviour_tail: ClusterTail
+    behaviour_prior: Prior
     quiet: Tensor
     record_weight_p: float
 
     def look(self, o: Observed) -> Single:
-        """Evidence of x; ew(x, 20), ew(sr, 5), P and the numerators of A move here because they include x."""
+        """Evidence of x; ew(x, 20), ew(sr, 5), P and what behaviour is of late move here because they include x."""
         levels, x, floor = self.levels, o.sight.x, o.floor
         surprised = surprise(o)
         levels.surprise.lerp_(surprised, own_rate(o.moves.weight * (o.mixture[6] > 0), o.count, 1.0, 5.0))
@@ -292,26 +317,33 @@ class SingleChain:
         level = raw * (raw > self.quiet.amax(0))
 
         active, has_activity = self._activity(errors, o)
-        activity_nats = self.activity_tail.nats(active, o.count, self.activity_prior).mul_(has_activity).amax(0)
+        move = o.sight.dx.abs().sqrt_()
+        behaviour = torch.stack((*active, self._displacement(o), self._stillness(move, o)))
+        warm = o.moves.weight * (o.count >= WARM_UP)
+        has_behaviour = torch.stack((*has_activity, warm, warm))
+        nats = self.behaviour_tail.nats(behaviour, o.count, self.behaviour_prior).mul_(has_behaviour)
+        nats[len(ACTIVITY_WINDOWS) :].sub_(BEARING_PENALTY).clamp_min_(0.0)
+        behaviour_nats, strongest = nats.max(0)
+        signal = (strongest - (len(ACTIVITY_WINDOWS) - 1)).clamp_min_(0).add_(ACTIVITY)
         level_nats = self.level_tail.nats(level, o.count, self.level_pool)
         return Single(
-            level, raw, active, has_activity, gate, record, skilled, surprised, error_300, error_1500, errors,
-            level_nats, activity_nats,
+            level, raw, behaviour, has_behaviour, gate, record, skilled, surprised, error_300, error_1500, errors, move,
+            level_nats, behaviour_nats, signal,
         )  # fmt: skip
 
     def strongest(self, o: Observed, seen: Single, features: int) -> StreamEvidence:
-        """The strongest of S and A over the features that have left their own warm-up."""
+        """The strongest of S and behaviour over the features that have left their own warm-up."""
         eligible = o.moves.weight * (o.count >= WARM_UP)
-        active = o.has_4 * eligible
-        level_nats, activity_nats = seen.level_nats * eligible, seen.activity_nats * active
-        nats = torch.maximum(level_nats, activity_nats).view(-1, features)
+        level_nats, behaviour_nats = seen.level_nats * eligible, seen.behaviour_nats * eligible
+        nats = torch.maximum(level_nats, behaviour_nats).view(-1, features)
         best, winner = nats.max(1)
-        is_activity = (activity_nats > level_nats).view(-1, features).gather(1, winner.unsqueeze(1)).squeeze(1)
+        signals = torch.where(behaviour_nats > level_nats, seen.signal, LEVEL).view(-1, features)
+        signal = signals.gather(1, winner.unsqueeze(1)).squeeze(1)
         found = best > 0
         return StreamEvidence(
             best,
-            (eligible + active).view(-1, features).sum(1),
-            torch.where(found, is_activity + LEVEL, NONE).to(torch.uint8),
+            (2.0 * eligible).view(-1, features).sum(1),
+            torch.where(found, signal, NONE).to(torch.uint8),
             torch.where(found, winner, -1).to(torch.int16),
             nats,
         )
@@ -329,9 +361,14 @@ class SingleChain:
             self._learn_season(self.season, o, seen.error_1500)
         levels.gate_scale.lerp_(seen.errors[1].abs(), own_rate(o.has_8, o.count, 8.0, 500.0))
         own = torch.stack((o.count - 4.0, o.count - 8.0))
-        fold_capped(self.activity.usual, seen.errors, o.floor, seen.has_activity[:2], own, USUAL_WINDOW)
+        fold_capped(self.activity.usual, seen.errors, o.floor, seen.has_behaviour[:2], own, USUAL_WINDOW)
+        bearing, rate = self.bearing, o.moves.rate(PAST_WINDOW)
+        scale = bearing.usual_variance.sqrt().add_(o.floor)
+        away = clipped_deviation(x, bearing.usual_level, scale, o.count)
+        fold_moments(bearing.usual_level, bearing.usual_variance, away, rate)
+        bearing.usual_move.lerp_(seen.move, rate)
         self.level_tail.fold(seen.level, o.count, o.established, self.level_pool)
-        self.activity_tail.fold(seen.activity, o.count, o.established * seen.has_activity, self.activity_prior)
+        self.behaviour_tail.fold(seen.behaviour, o.count, o.established * seen.has_behaviour, self.behaviour_prior)
         torch.mul(seen.raw_level, o.moves.weight, out=self.quiet[position])
 
     def _activity(self, errors: Tensor, o: Observed) -> tuple[Tensor, Tensor]:
@@ -345,6 +382,22 @@ class SingleChain:
         for window, behind, mean, value, weight in zip(ACTIVITY_WINDOWS, AHEAD, recent, square, has, strict=True):
             mean.lerp_(value, own_rate(weight, o.count, behind, window))
         return (recent / usually).clamp_max_(ACTIVITY_CAP).sqrt_(), has
+
+    def _displacement(self, o: Observed) -> Tensor:
+        """How far the mean of late is from the usual one, in standard deviations: |ew(x, 50) - mu| / (sigma + f)."""
+        bearing = self.bearing
+        bearing.level.lerp_(o.sight.x, o.moves.rate(DISPLACEMENT_WINDOW))
+        return (bearing.level - bearing.usual_level).abs_().div_(bearing.usual_variance.sqrt().add_(o.floor))
+
+    def _stillness(self, move: Tensor, o: Observed) -> Tensor:
+        """How much less the feature moves than it used to: ew(sqrt|dx|, 5000) / ew(sqrt|dx|, 30) - 1, from 0 to 4.
+
+        Square roots, so that how often it moves counts, and not how far the farthest moves go.
+        """
+        bearing, least = self.bearing, o.floor.sqrt()
+        bearing.move.lerp_(move, o.moves.rate(STILLNESS_WINDOW))
+        usual = bearing.usual_move
+        return (usual + least).div_((bearing.move + least).add_(usual, alpha=LEAST_MOVE)).sub_(1.0).clamp_min_(0.0)
 
     @staticmethod
     def _season_ratio(season: SeasonLevels, o: Observed) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,10 @@ class Trace:
 
     ``(S, N, F)``: ``level`` (S as reported), ``raw_level``, ``record``, ``gate``; ``short_activity``,
     ``middle_activity`` and ``long_activity`` (A over 5, 20 and 60 observations), ``activity`` (the greatest of them),
-    ``activity_nats`` (the strongest), ``surprise``, ``error_4``, ``expected`` (one step ahead), ``forecast_4``,
-    ``forecast_8``, ``contribution``. ``(S, N)``: ``entity`` (s), ``entity_mean`` (ew(s, 10)), ``entity_rms``
-    (sqrt(ew(s^2, 10))), ``values`` and ``residuals`` (T^2 / F), ``controller`` (d).
+    ``displacement``, ``stillness``, ``behaviour_nats`` (the strongest of A, displacement and stillness), ``surprise``,
+    ``error_4``, ``expected`` (one step ahead), ``forecast_4``, ``forecast_8``, ``contribution``. ``(S, N)``: ``entity``
+    (s), ``entity_mean`` (ew(s, 10)), ``entity_rms`` (sqrt(ew(s^2, 10))), ``values`` and ``residuals`` (T^2 / F),
+    ``controller`` (d).
     """
 
     level: Tensor
@@ -26,7 +27,9 @@ class Trace:
     short_activity: Tensor
     middle_activity: Tensor
     long_activity: Tensor
-    activity_nats: Tensor
+    displacement: Tensor
+    stillness: Tensor
+    behaviour_nats: Tensor
     surprise: Tensor
     error_4: Tensor
     expected: Tensor
@@ -52,7 +55,7 @@ class Evidence:
     observed, expected, band_low, band_high, nats
         ``(E, F)``: raw units (NaN where missing); band = 1 and 99 % points of the one-step mixture.
     direction
-        ``(E,)`` int8: -1 below, +1 above what was expected, 0 none.
+        ``(E,)`` int8: -1 below, +1 above what was expected (of a displacement, what was usual), 0 none.
     gate, forecast_4, forecast_8
         ``(E,)`` of the strongest feature; NaN where they do not exist.
     peak, d, severity

@@ -54,6 +54,7 @@ class PooledTails:
     """Pooled tails of every kind of evidence; the defaults serve random weights and are replaced by pretraining.
 
     ``level`` is of S; ``short_activity``, ``activity`` and ``long_activity`` of A over 5, 20 and 60 observations;
+    ``displacement`` and ``stillness`` of themselves;
     ``entity`` of s, ``entity_mean`` and ``entity_rms`` of s over 10; ``values`` and ``residuals`` of T^2 / F.
     """
 
@@ -61,6 +62,8 @@ class PooledTails:
     short_activity: PooledTail = PooledTail(1.9, 0.01, 0.3)
     activity: PooledTail = PooledTail(1.7, 0.004, 0.3)
     long_activity: PooledTail = PooledTail(1.5, 0.002, 0.3)
+    displacement: PooledTail = PooledTail(2.5, 0.004, 0.5)
+    stillness: PooledTail = PooledTail(1.0, 0.004, 0.5)
     entity: PooledTail = PooledTail(4.0, 0.015, 0.3)
     entity_mean: PooledTail = PooledTail(2.8, 0.005, 0.3)
     entity_rms: PooledTail = PooledTail(3.0, 0.005, 0.3)

@@ -96,6 +96,13 @@ ACTIVITY = (
     _Field("recent", "ew(e_4^2, 5), ew(e_8^2, 20), ew(e_4^2, 60); e_k = x - forecast_k", 3),
     _Field("usual", "s_A: slow, capped means of e_4^2 and e_8^2", 2),
 )
+BEARING = (
+    _Field("level", "ew(x, 50)"),
+    _Field("usual_level", "mu: ew(x, 5000)"),
+    _Field("usual_variance", "variance about mu, W = 5000"),
+    _Field("move", "ew(sqrt|dx|, 30)"),
+    _Field("usual_move", "ew(sqrt|dx|, 5000)"),
+)
 RATE_TAIL = (
     _Field("seen", "observations with S > 0.01, fading over 5000"),
     _Field("expected", "how many of them the pooled rate led to expect, fading alike"),
@@ -330,8 +337,9 @@ def _feature_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[
         if has_season(config):
             yield from _group("season_levels", SEASON_LEVELS)
         yield from _group("activity", ACTIVITY)
+        yield from _group("bearing", BEARING)
         yield from _group("level_tail", RATE_TAIL)
-        yield from _group("activity_tail", _cluster_tail(3))
+        yield from _group("behaviour_tail", _cluster_tail(5))
     else:
         yield from _group("residual", RESIDUAL)
     if has_fast_weights(config):

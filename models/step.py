@@ -13,7 +13,17 @@ from torch import Tensor
 
 from models.chain import Chain, Look, Priors
 from models.config import FoldConfig
-from models.evidence import NONE, SIGNALS, Observed, StreamEvidence, mixture_tails, observed, one_step_forecast
+from models.evidence import (
+    DISPLACEMENT,
+    NONE,
+    SIGNALS,
+    STILLNESS,
+    Observed,
+    StreamEvidence,
+    mixture_tails,
+    observed,
+    one_step_forecast,
+)
 from models.fast_weights import Due, Preconditioner
 from models.features import (
     INPUTS,
@@ -331,6 +341,10 @@ class _Fold:
         four, eight = of_strongest(o.forecast_4, o.has_4), of_strongest(o.forecast_8, o.has_8)
         basis = torch.where(torch.isfinite(eight), eight, expected.gather(1, strongest).squeeze(1))
         direction = torch.sign(raw.gather(1, strongest).squeeze(1) - basis).nan_to_num_(0.0)
+        if self.chain.single is not None:
+            bearing, signal = self.chain.single.bearing, found.signal.index_select(0, cells)
+            displaced = of_strongest(bearing.level - bearing.usual_level).sign()
+            direction = torch.where(signal == DISPLACEMENT, displaced, direction).masked_fill(signal == STILLNESS, 0.0)
         has_signal = found.nats.index_select(0, cells) > 0
         return Evidence(
             torch.full_like(cells, t), cells, raw, expected, expected, expected, nats,
@@ -347,6 +361,9 @@ class _Fold:
         def of(column: Tensor, exists: Tensor = valid) -> Tensor:
             return torch.where(exists > 0, column, torch.nan).view(shape)
 
+        def behaviour(kind: int) -> Tensor:
+            return absent if single is None else of(single.behaviour[kind], single.has_behaviour[kind])
+
         single, jump, apart = look.single, look.jump, look.apart
         has_mixture = o.mixture[6] > 0
         return Trace(
@@ -354,11 +371,13 @@ class _Fold:
             raw_level=absent if single is None else of(single.raw_level),
             record=absent if single is None else of(single.record),
             gate=absent if single is None else of(single.gate),
-            activity=absent if single is None else of((single.activity * single.has_activity).amax(0), o.has_4),
-            short_activity=absent if single is None else of(single.activity[0], single.has_activity[0]),
-            middle_activity=absent if single is None else of(single.activity[1], single.has_activity[1]),
-            long_activity=absent if single is None else of(single.activity[2], single.has_activity[2]),
-            activity_nats=absent if single is None else of(single.activity_nats, o.has_4),
+            activity=absent if single is None else of((single.behaviour * single.has_behaviour)[:3].amax(0), o.has_4),
+            short_activity=behaviour(0),
+            middle_activity=behaviour(1),
+            long_activity=behaviour(2),
+            displacement=behaviour(3),
+            stillness=behaviour(4),
+            behaviour_nats=absent if single is None else of(single.behaviour_nats, valid),
             surprise=absent if single is None else of(single.surprise, valid & has_mixture),
             error_4=of(o.sight.x - o.forecast_4, o.has_4),
             expected=of(one_step_forecast(o.mixture, o.mean, o.sigma), has_mixture),

@@ -36,6 +36,8 @@ LASTING = 1000.0
 # What the pooled tail knows counts as so many clusters.
 PRIOR_CLUSTERS = 10.0
 SLOWEST_BETA = 0.02
+# Below q there is no tail: evidence that hardly varies lies at its q, however seldom it rises above.
+QUIET_NATS = math.log(100.0)
 RECORD_WINDOW = 5000.0
 # A, s and T^2 / F are about 1 on quiet data: below this they are quiet, and scales that sank further could not return.
 LEAST_QUANTILE = 0.1
@@ -99,13 +101,14 @@ class ClusterTail:
             own.copy_(torch.where(fresh, pooled, own))
 
     def nats(self, s: Tensor, age: Tensor, prior: Prior) -> Tensor:
-        """-ln of how often per observation a cluster reaches s: -ln(rate) + ln(s / q) / beta above q, linear below.
+        """-ln of how often per observation a cluster reaches s: -ln(rate) + ln(s / q) / beta above q; below, linear.
 
         ``age`` is the number of observations behind the tail.
         """
         quantile = torch.lerp(self.quantile, prior.level, pooled_share(age))
         ratio, base = s / quantile, torch.log(self.rate).neg_()
-        return torch.where(ratio > 1.0, torch.log(ratio.clamp_min(1.0)) / self.beta + base, ratio * base)
+        above = torch.log(ratio.clamp_min(1.0)) / self.beta + base
+        return torch.where(ratio > 1.0, above, ratio * base.clamp_max(QUIET_NATS))
 
     def fold(self, s: Tensor, age: Tensor, weight: Tensor, prior: Prior) -> None:
         """Move the tail by s where ``weight`` is 1."""

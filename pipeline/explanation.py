@@ -29,10 +29,12 @@ from pipeline.records import (
 )
 
 LN10 = math.log(10.0)
-LEVEL, ACTIVITY, JUMP = "level", "activity", "jump"
+LEVEL, ACTIVITY, DISPLACEMENT, STILLNESS, JUMP = "level", "activity", "displacement", "stillness", "jump"
 SIGNAL_WORDS = {
     LEVEL: "a level that the stream has not had before",
     ACTIVITY: "moves of a kind that the forecast keeps missing",
+    DISPLACEMENT: "a level that stays away from where it used to be",
+    STILLNESS: "moves that have become smaller or rarer than they used to be",
     JUMP: "several features that leave their forecasts together",
     "values": "values that do not go together as they used to",
     "residuals": "forecast errors that do not go together as they used to",
@@ -65,9 +67,10 @@ class Explanation:
         ``(T, F)`` in raw units; the band holds 98 % of what was expected one step ahead.
     contribution
         ``(T, F)`` nats.
-    level, raw_level, record, gate, activity
+    level, raw_level, record, gate, activity, displacement, stillness
         ``(T, F)``: S as it counts; S before suppression of repeats; the record it is made of, before the gate; g, the
-        gate; A.
+        gate; A; how far the mean of late is from the usual one, in standard deviations; how many times more than of
+        late it usually moves, less one.
     entity
         ``(T,)`` s, for several features.
     controller
@@ -98,6 +101,8 @@ class Explanation:
     record: Float32
     gate: Float32
     activity: Float32
+    displacement: Float32
+    stillness: Float32
     entity: Float32
     controller: Float32
     peak: Float32
@@ -134,7 +139,10 @@ class Explanation:
 
 _OF_SCORES = ("times_ms", "score", "threshold", "verdict", "signal", "feature")
 _OF_EVIDENCE = ("observed", "expected", "band_low", "band_high", "direction", "peak")
-_OF_TRACE = ("contribution", "level", "raw_level", "record", "gate", "activity", "entity", "controller")
+_OF_TRACE = (
+    *("contribution", "level", "raw_level", "record", "gate", "activity", "displacement", "stillness"),
+    *("entity", "controller"),
+)
 _COLUMNS = (*_OF_SCORES, *_OF_EVIDENCE, *_OF_TRACE, "versions", "event")
 
 
@@ -209,7 +217,8 @@ def sentence(e: Explanation, at: int) -> str:
 
 def _cause(e: Explanation, at: int) -> str:
     name = e.signals[int(e.signal[at])]
-    side = {-1: ", below what was expected", 1: ", above what was expected", 0: ""}[int(e.direction[at])]
+    against = "what used to be usual" if name == DISPLACEMENT else "what was expected"
+    side = {-1: f", below {against}", 1: f", above {against}", 0: ""}[int(e.direction[at])]
     feature = e.features[e.strongest_feature(at)]
     is_entity = int(e.feature[at]) < 0
     about = "" if len(e.features) == 1 else f", most of all {feature}" if is_entity else f" in {feature}"

@@ -207,6 +207,8 @@ def _draw_single(axis: Any, e: Explanation, feature: int) -> None:
     dates = _dates(e.times_ms)
     record, level = e.record[:, feature], e.level[:, feature]
     axis.plot(dates, e.activity[:, feature], color=EXPECTED, linewidth=1.0, label="A: activity, 1 is usual")
+    axis.plot(dates, e.displacement[:, feature], color=LABEL, linewidth=1.0, label="displacement, σ")
+    axis.plot(dates, e.stillness[:, feature], color=QUIET, linewidth=1.0, linestyle=(0, (2, 2)), label="stillness")
     axis.plot(dates[record > 0], record[record > 0], "o", color=QUIET, markersize=3, label="new level, before the gate")
     axis.plot(dates[level > 0], level[level > 0], "o", color=INK, markersize=3.5, label="S: what of it counts")
     axis.set_yscale("log")

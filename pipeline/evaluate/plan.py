@@ -11,7 +11,7 @@ from typing import Literal
 
 from models.config import Evidence
 
-Ranked = Literal["score", "level", "activity_nats", "entity", "entity_rms", "values", "residuals"]
+Ranked = Literal["score", "level", "behaviour_nats", "entity", "entity_rms", "values", "residuals"]
 Clean = Literal["prefix", "unlabelled", "nothing"]
 
 BEFORE_PREFIX_ENDS = 3_000
@@ -78,15 +78,15 @@ PLANTS = "plants"
 PLANS = {
     PLANTS: Plan("single", "level", clean="prefix", part=Part(rows=17_280), quick=Part(rows=4_032)),
     "nab": Plan("single", "level", quick=Part(longest=5_000)),
-    "ucr": Plan("single", "activity_nats", quick=Part(longest=12_000)),
-    "smap": Plan("single", "activity_nats", _TELEMETRY, clean="prefix", quick=Part()),
-    "msl": Plan("single", "activity_nats", _TELEMETRY, clean="prefix", quick=Part()),
-    "mscloud": Plan("single", "activity_nats", quick=Part(longest=2_000)),
-    "netman_kpi": Plan("single", "activity_nats"),
+    "ucr": Plan("single", "behaviour_nats", quick=Part(longest=12_000)),
+    "smap": Plan("single", "behaviour_nats", _TELEMETRY, clean="prefix", quick=Part()),
+    "msl": Plan("single", "behaviour_nats", _TELEMETRY, clean="prefix", quick=Part()),
+    "mscloud": Plan("single", "behaviour_nats", quick=Part(longest=2_000)),
+    "netman_kpi": Plan("single", "behaviour_nats"),
     "smd": Plan("jump", "entity_rms", clean="prefix", quick=Part(rows=7_000, begin="prefix")),
     "asd": Plan("jump", "entity_rms", clean="prefix"),
     "skab": Plan("coupled", "values", quick=Part(longest=2_000)),
-    "3w": Plan("jump", "entity_rms", clean="unlabelled", part=Part(rows=25_000)),
+    "3w": Plan("single", "behaviour_nats", clean="unlabelled", part=Part(rows=25_000)),
     "gecco2018": Plan("jump", "entity_rms"),
     "kdd99": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=25_000, begin="events")),
     # Three numbers a connection, whose combination tells more than their course.

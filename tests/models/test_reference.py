@@ -56,8 +56,8 @@ class Network:
         return out
 
 
-class ActivityTail:
-    """Clusters of one activity above its 95 % quantile."""
+class BehaviourTail:
+    """Clusters of one kind of behaviour above its 95 % quantile."""
 
     def __init__(self, pooled):
         self.pooled = pooled
@@ -67,7 +67,8 @@ class ActivityTail:
 
     def nats(self, A, w):
         q = w * self.pooled.level + (1 - w) * self.q
-        return -math.log(self.rate) + math.log(A / q) / self.beta if q < A else -math.log(self.rate) * A / q
+        base = -math.log(self.rate)
+        return base + math.log(A / q) / self.beta if q < A else min(base, math.log(100)) * A / q
 
     def learn(self, A, n):
         exceeds = self.q < A
@@ -109,7 +110,12 @@ class Reference:
         self.seen_S = self.expected_S = 0.0
         self.beta_S, self.k_S = self.pool.level.beta, 10.0
         pools = self.pool.short_activity, self.pool.activity, self.pool.long_activity
-        self.activities = {key: ActivityTail(pool) for key, pool in zip(((5, 4), (20, 8), (60, 4)), pools, strict=True)}
+        self.activities = {
+            key: BehaviourTail(pool) for key, pool in zip(((5, 4), (20, 8), (60, 4)), pools, strict=True)
+        }
+        self.l50 = self.l5000 = self.v5000 = self.move = self.usual_move = 0.0
+        self.bearings = {"displacement": BehaviourTail(self.pool.displacement)}
+        self.bearings["stillness"] = BehaviourTail(self.pool.stillness)
         self.ring = [0.0] * 10
         self.ahead_4, self.ahead_8 = [None] * 4, [None] * 8
         self.mixture = None
@@ -160,15 +166,23 @@ class Reference:
         n = self.n
         x4, x8 = self.ahead_4.pop(0), self.ahead_8.pop(0)
         out = {"score": math.nan, "verdict": 3, "event": 0, "S": math.nan, "A": math.nan}
+        out |= {"displacement": math.nan, "stillness": math.nan}
         S_now = 0.0
         if valid:
             S_now, r_S, A, updates = self.evidence(x, sr, f, sigma, x4, x8)
-            nats_S, nats_A = self.nats(S_now, r_S, A)
-            compared = 0 if n < 100 else (1 if x4 is None else 2)
-            nats = 0.0 if compared == 0 else max(max(nats_S, nats_A) - math.log(compared), 0.0)
+            B = self.bearing(x, dx, f)
+            nats_S, nats_AB = self.nats(S_now, r_S, A, B)
+            nats = 0.0 if n < 100 else max(max(nats_S, nats_AB) - math.log(2), 0.0)
             score = round(nats / math.log(10.0), 3)
-            out = {"score": score, "S": r_S, "A": max(A.values(), default=math.nan), **self.decide(score, elapsed)}
+            out |= {
+                "score": score,
+                "S": r_S,
+                "A": max(A.values(), default=math.nan),
+                **B,
+                **self.decide(score, elapsed),
+            }
             self.update_evidence(updates, r_S, A)
+            self.update_bearing(x, dx, f, B)
         else:
             self.quiet_s += elapsed
         self.ring = [*self.ring[1:], S_now]
@@ -212,16 +226,39 @@ class Reference:
             A[window, k] = math.sqrt(tail.recent / usual)
         return S, reported, A, (x, sr, f, x4, x8, counts)
 
+    def bearing(self, x, dx, f):
+        """Where the feature is and how much it moves, against what is usual; from the warm-up on."""
+        self.l50 += rate(50, self.n) * (x - self.l50)
+        self.move += rate(30, self.n) * (math.sqrt(abs(dx)) - self.move)
+        if self.n < 100:
+            return {}
+        least = math.sqrt(f)
+        still = (self.usual_move + least) / (self.move + least + 0.2 * self.usual_move)
+        return {
+            "displacement": abs(self.l50 - self.l5000) / (math.sqrt(self.v5000) + f),
+            "stillness": max(still - 1, 0.0),
+        }
+
+    def update_bearing(self, x, dx, f, B):
+        a, reach = rate(5000, self.n), 10 * (math.sqrt(self.v5000) + f) if self.n >= 20 else math.inf
+        d = min(max(x - self.l5000, -reach), reach)
+        self.l5000, self.v5000 = self.l5000 + a * d, (1 - a) * (self.v5000 + a * d * d)
+        self.usual_move += a * (math.sqrt(abs(dx)) - self.usual_move)
+        for kind, value in B.items():
+            self.bearings[kind].learn(value, self.n)
+
     def record_rate(self, n):
         return self.pool.level.rate / min(max(n, 100), 5000)
 
-    def nats(self, S, reported, A):
+    def nats(self, S, reported, A, B):
         n = self.n
         w = 1000 / (1000 + n) if n < 1000 else 0.0
         lam = min(self.record_rate(n) * (self.seen_S + 3) / (self.expected_S + 3), 1.0)
         beta = w * self.pool.level.beta + (1 - w) * self.beta_S
         nats_S = -math.log(lam) + math.log(reported / 0.01) / beta if reported > 0.01 else 0.0
-        return nats_S, max((self.activities[key].nats(value, w) for key, value in A.items()), default=0.0)
+        of_A = [self.activities[key].nats(value, w) for key, value in A.items()]
+        of_B = [max(self.bearings[kind].nats(value, w) - math.log(2), 0.0) for kind, value in B.items()]
+        return nats_S, max(of_A + of_B, default=0.0)
 
     def decide(self, score, elapsed):
         per_alarm = self.config.alarm_every_s / INTERVAL_S
@@ -331,7 +368,7 @@ class Reference:
 
 
 def series(length, seed):
-    """A daily shape with noise, drop-outs, a level shift, a spike, and two gaps; minutes at INTERVAL_S."""
+    """A daily shape with noise, drop-outs, a level shift, a spike, a sensor that is stuck for a while, and two gaps."""
     rng = np.random.default_rng(seed)
     steps = np.ones(length)
     steps[[260, 430]] = 7, 300
@@ -339,6 +376,7 @@ def series(length, seed):
     x = 20 + 5 * np.sin(times / 86_400_000 * 2 * np.pi) + rng.normal(0, 0.5, length)
     x[350:380] += 6
     x[520:524] += 40
+    x[640:720] = x[640]
     x[rng.random(length) < 0.05] = np.nan
     x[300:340:2] = np.nan
     x[0] = np.nan
@@ -372,9 +410,12 @@ def test_fold_equals_the_plain_reference(weights, expected, dtype, tolerance):
         torch.tensor(times).view(-1, 1), torch.tensor([-1]), detail=True,
     )  # fmt: skip
     assert scores.trace is not None
-    want = {key: np.array([row.get(key, math.nan) for row in expected]) for key in ("score", "S", "A", "threshold")}
+    names = "score", "S", "A", "displacement", "stillness", "threshold"
+    want = {key: np.array([row.get(key, math.nan) for row in expected]) for key in names}
     np.testing.assert_allclose(scores.trace.level.flatten().numpy(), want["S"], atol=tolerance)
     np.testing.assert_allclose(scores.trace.activity.flatten().numpy(), want["A"], rtol=tolerance, atol=tolerance)
+    for kind in ("displacement", "stillness"):
+        np.testing.assert_allclose(getattr(scores.trace, kind).flatten().numpy(), want[kind], rtol=tolerance)
     np.testing.assert_allclose(scores.score.flatten().numpy(), want["score"], atol=1e-3 + tolerance)
     valid = ~np.isnan(x)
     np.testing.assert_allclose(scores.threshold.flatten().numpy()[valid], want["threshold"][valid], atol=1.1e-3)
@@ -384,9 +425,11 @@ def test_fold_equals_the_plain_reference(weights, expected, dtype, tolerance):
 
 
 def test_reference_series_exercises_the_chain(expected):
-    """The comparison means something only if alarms open and resolve, and evidence of both kinds occurs, in it."""
+    """The comparison means something only if alarms open and resolve, and evidence of all kinds occurs, in it."""
     events = [row["event"] for row in expected]
     assert 1 in events
     assert 3 in events
     assert sum(row["S"] > 0.01 for row in expected) > 5
     assert sum(row["A"] > 1.5 for row in expected) > 5
+    assert sum(row["displacement"] > 0.5 for row in expected) > 5
+    assert sum(row["stillness"] > 1 for row in expected) > 5

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from models.config import FoldConfig, PredictorConfig
+from models.evidence import SIGNALS
 from models.features import window_inputs
-from models.pretrained import Weights
+from models.pretrained import Weights, builtin
 from models.row import Rows
 from models.step import Scorer, StepScores
 
@@ -155,6 +156,27 @@ def test_scales_return_after_a_huge_spike():
     parts, _ = play(scorer, x, times, [64], detail=True)
     activity = torch.cat([part.trace.activity for part in parts])[-300:, :, 0]
     assert activity[:, 1].median() > 0.2 * activity[:, 0].median()
+
+
+def test_a_level_that_stays_away_and_a_stream_that_calms_down_have_signals_of_their_own():
+    """A displacement points to the side it went to, from where the stream used to be; stillness has no side.
+
+    Earlier excursions have made every level known, and forecasts soon agree with each of the three changes.
+    """
+    x = torch.randn(1400, 3, generator=torch.Generator().manual_seed(1))
+    x[200:260] += 4
+    x[300:360] -= 4
+    x[1000:] = x[1000:] * torch.tensor([1.0, 1.0, 0.02]) + torch.tensor([1.5, -1.5, 0.0])
+    times = (START_MS + MINUTE_MS * torch.arange(1400)).unsqueeze(1).expand(-1, 3).contiguous()
+    scorer = Scorer(builtin("gru"), FoldConfig(("f0",), 60.0, "single"))
+    scores = scorer.score(
+        scorer.rows(3), torch.arange(3), x.unsqueeze(2), times, torch.full((3,), -1), detail=True
+    )  # fmt: skip
+    signal, direction = scores.signal[1060:], scores.details.direction.view(1400, 3)[1060:]
+    for stream, (name, side) in enumerate((("displacement", 1), ("displacement", -1), ("stillness", 0))):
+        of_kind = signal[:, stream] == SIGNALS.index(name)
+        assert of_kind.float().mean() > 0.7
+        assert (direction[of_kind, stream] == side).all()
 
 
 def test_missing_value_moves_nothing_but_network_and_rings():
