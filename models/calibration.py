@@ -69,8 +69,9 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
     sensors = plant(effort.units * len(SENSORS), effort.observations, 0, seed, interval_s=INTERVAL_S)
     units = torch.from_numpy(np.stack([sensor.values[:, 0] for sensor in sensors], 1))
     coupled = _fold(weights, "coupled", units.view(-1, effort.units, len(SENSORS)), start_ms[: effort.units])
-    activities = [_cluster_tail(single[name]) for name in ("short_activity", "middle_activity", "long_activity")]
-    short_activity, activity, long_activity = _alike(*activities)
+    short_activity, activity, long_activity = _alike(
+        *(_cluster_tail(single[name]) for name in ("short_activity", "middle_activity", "long_activity"))
+    )
     entity, entity_mean, entity_rms = _alike(
         *(_cluster_tail(jump[name]) for name in ("entity", "entity_mean", "entity_rms"))
     )
@@ -79,8 +80,8 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
         short_activity=short_activity,
         activity=activity,
         long_activity=long_activity,
-        displacement=_tail(_level(single["displacement"], WILDEST), activity.rate, BEARING_BETA),
-        stillness=_tail(_level(single["stillness"], WILDEST), activity.rate, BEARING_BETA),
+        displacement=_bearing_tail(single["displacement"], activity.rate),
+        stillness=_bearing_tail(single["stillness"], activity.rate),
         entity=entity,
         entity_mean=entity_mean,
         entity_rms=entity_rms,
@@ -132,22 +133,22 @@ def _rate_tail(level: Tensor) -> PooledTail:
 
 def _cluster_tail(evidence: Tensor) -> PooledTail:
     """The upper quartile over series of their own 95 % quantile and beta above it; the mean rate of clusters."""
-    betas, clusters, observations = [LEAST_PRIOR_BETA], 0, 0
-    for known, level in zip(_known(evidence), _levels(evidence), strict=True):
+    levels, betas, clusters, observations = _levels(evidence), [LEAST_PRIOR_BETA], 0, 0
+    for known, level in zip(_known(evidence), levels, strict=True):
         peaks = cluster_peaks(known, level)
         clusters, observations = clusters + len(peaks), observations + len(known)
         if len(peaks) >= FEWEST_EXCEEDANCES:
             betas.append(float(np.log(peaks / level).mean()))
     beta = max(float(np.quantile(betas, CAREFUL)), LEAST_PRIOR_BETA)
-    return _tail(_level(evidence, CAREFUL), max(clusters, 1) / observations, beta)
+    return _tail(float(np.quantile(levels, CAREFUL)), max(clusters, 1) / observations, beta)
 
 
-def _level(evidence: Tensor, careful: float) -> float:
-    """A quantile over series of their own 95 % quantile."""
-    return float(np.quantile(_levels(evidence), careful))
+def _bearing_tail(evidence: Tensor, rate: float) -> PooledTail:
+    return _tail(float(np.quantile(_levels(evidence), WILDEST)), rate, BEARING_BETA)
 
 
 def _levels(evidence: Tensor) -> list[float]:
+    """The 95 % quantile of each series."""
     return [max(float(np.quantile(known, 1.0 - TAIL_SHARE)), LEAST_QUANTILE) for known in _known(evidence)]
 
 

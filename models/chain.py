@@ -136,10 +136,10 @@ class Chain:
         ]
         return Look(None, jump, (apart[0], apart[1]))
 
-    def strongest(self, o: Observed, seen: Look) -> StreamEvidence:
+    def strongest(self, seen: Look) -> StreamEvidence:
         """The maximum over kinds and features."""
         if self.single is not None and seen.single is not None:
-            return self.single.strongest(o, seen.single, self.features)
+            return self.single.strongest(seen.single, self.features)
         assert seen.jump is not None
         kinds = [(JUMP, seen.jump.nats, seen.jump.exists, seen.jump.contributions)]
         if seen.apart is not None:

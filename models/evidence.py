@@ -245,7 +245,8 @@ class Single:
     """What ``SingleChain.look`` saw of R features.
 
     ``behaviour`` ``(5, R)``: A over three windows, displacement, stillness; ``has_behaviour``: 1 where they exist.
-    ``errors`` ``(2, R)``: e_4 and e_8. ``behaviour_nats`` and ``signal`` are of the strongest of the five.
+    ``errors`` ``(2, R)``: e_4 and e_8. ``scale``: sigma + f of the usual level. ``eligible``: 1 where x is valid after
+    the warm-up. ``behaviour_nats`` and ``signal`` are of the strongest of the five.
     """
 
     level: Tensor
@@ -260,6 +261,8 @@ class Single:
     error_1500: Tensor | None
     errors: Tensor
     move: Tensor
+    scale: Tensor
+    eligible: Tensor
     level_nats: Tensor
     behaviour_nats: Tensor
     signal: Tensor
@@ -317,10 +320,10 @@ class SingleChain:
         level = raw * (raw > self.quiet.amax(0))
 
         active, has_activity = self._activity(errors, o)
-        move = o.sight.dx.abs().sqrt_()
-        behaviour = torch.stack((*active, self._displacement(o), self._stillness(move, o)))
-        warm = o.moves.weight * (o.count >= WARM_UP)
-        has_behaviour = torch.stack((*has_activity, warm, warm))
+        move, scale = o.sight.dx.abs().sqrt_(), self.bearing.usual_variance.sqrt().add_(floor)
+        behaviour = torch.stack((*active, self._displacement(scale, o), self._stillness(move, o)))
+        eligible = o.moves.weight * (o.count >= WARM_UP)
+        has_behaviour = torch.stack((*has_activity, eligible, eligible))
         nats = self.behaviour_tail.nats(behaviour, o.count, self.behaviour_prior).mul_(has_behaviour)
         nats[len(ACTIVITY_WINDOWS) :].sub_(BEARING_PENALTY).clamp_min_(0.0)
         behaviour_nats, strongest = nats.max(0)
@@ -328,13 +331,12 @@ class SingleChain:
         level_nats = self.level_tail.nats(level, o.count, self.level_pool)
         return Single(
             level, raw, behaviour, has_behaviour, gate, record, skilled, surprised, error_300, error_1500, errors, move,
-            level_nats, behaviour_nats, signal,
+            scale, eligible, level_nats, behaviour_nats, signal,
         )  # fmt: skip
 
-    def strongest(self, o: Observed, seen: Single, features: int) -> StreamEvidence:
+    def strongest(self, seen: Single, features: int) -> StreamEvidence:
         """The strongest of S and behaviour over the features that have left their own warm-up."""
-        eligible = o.moves.weight * (o.count >= WARM_UP)
-        level_nats, behaviour_nats = seen.level_nats * eligible, seen.behaviour_nats * eligible
+        level_nats, behaviour_nats = seen.level_nats * seen.eligible, seen.behaviour_nats * seen.eligible
         nats = torch.maximum(level_nats, behaviour_nats).view(-1, features)
         best, winner = nats.max(1)
         signals = torch.where(behaviour_nats > level_nats, seen.signal, LEVEL).view(-1, features)
@@ -342,7 +344,7 @@ class SingleChain:
         found = best > 0
         return StreamEvidence(
             best,
-            (2.0 * eligible).view(-1, features).sum(1),
+            (2.0 * seen.eligible).view(-1, features).sum(1),
             torch.where(found, signal, NONE).to(torch.uint8),
             torch.where(found, winner, -1).to(torch.int16),
             nats,
@@ -363,8 +365,7 @@ class SingleChain:
         own = torch.stack((o.count - 4.0, o.count - 8.0))
         fold_capped(self.activity.usual, seen.errors, o.floor, seen.has_behaviour[:2], own, USUAL_WINDOW)
         bearing, rate = self.bearing, o.moves.rate(PAST_WINDOW)
-        scale = bearing.usual_variance.sqrt().add_(o.floor)
-        away = clipped_deviation(x, bearing.usual_level, scale, o.count)
+        away = clipped_deviation(x, bearing.usual_level, seen.scale, o.count)
         fold_moments(bearing.usual_level, bearing.usual_variance, away, rate)
         bearing.usual_move.lerp_(seen.move, rate)
         self.level_tail.fold(seen.level, o.count, o.established, self.level_pool)
@@ -383,11 +384,11 @@ class SingleChain:
             mean.lerp_(value, own_rate(weight, o.count, behind, window))
         return (recent / usually).clamp_max_(ACTIVITY_CAP).sqrt_(), has
 
-    def _displacement(self, o: Observed) -> Tensor:
+    def _displacement(self, scale: Tensor, o: Observed) -> Tensor:
         """How far the mean of late is from the usual one, in standard deviations: |ew(x, 50) - mu| / (sigma + f)."""
         bearing = self.bearing
         bearing.level.lerp_(o.sight.x, o.moves.rate(DISPLACEMENT_WINDOW))
-        return (bearing.level - bearing.usual_level).abs_().div_(bearing.usual_variance.sqrt().add_(o.floor))
+        return (bearing.level - bearing.usual_level).abs_().div_(scale)
 
     def _stillness(self, move: Tensor, o: Observed) -> Tensor:
         """How much less the feature moves than it used to: ew(sqrt|dx|, 5000) / ew(sqrt|dx|, 30) - 1, from 0 to 4.

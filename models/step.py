@@ -197,7 +197,7 @@ class _Fold:
         look = self.chain.look(o)
 
         # (iv) nats with the old tails, decision with the old controller
-        found = self.chain.strongest(o, look)
+        found = self.chain.strongest(look)
         score = score_of(found.nats, found.compared).mul_(self.scored[t])
         decision = decide(life, score, self.scored[t], self.elapsed_s[t], self._observations_per_alarm())
         self._record(t, o, look, found, score, decision)

@@ -98,6 +98,15 @@ def test_tail_survives_long_silence():
     assert float(tail.nats(aged(0.05), aged(3000), PRIOR)) < 4.0
 
 
+def test_evidence_that_lies_at_its_quantile_is_none_however_rare_its_clusters():
+    """What hardly varies lies at its own q: a total that grows at one pace must not alarm some months later."""
+    tail, prior = ClusterTail(*torch.zeros(8, 1)), Prior.of(torch.zeros(0), POOLED)
+    tail.start_from(prior)
+    tail.rate.fill_(1 / 20_000)
+    nats = tail.nats(0.999 * tail.quantile, torch.full((1,), 1e6), prior)
+    assert float(nats) <= math.log(100)
+
+
 def test_months_without_a_cluster_leave_a_finite_score():
     """A rate that sank to zero would make nothing-at-all infinitely surprising: no number where a score is due."""
     tail, prior = ClusterTail(*torch.zeros(8, 1)), Prior.of(torch.zeros(0), POOLED)

@@ -289,10 +289,21 @@ def test_a_constant_series_is_never_anomalous(run):
     assert all(float(seen.score.max()) == 0.0 for seen in run["constant"])
 
 
-@pytest.mark.parametrize("name", ["plain", "quantised", "weekly", "bursts", "every_second_missing", "irregular"])
+OVER_BUDGET = pytest.mark.xfail(strict=True, reason="37 alerts where 36 are allowed")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "quantised", "weekly", pytest.param("bursts", marks=OVER_BUDGET), "every_second_missing", "irregular"],
+)
 def test_ordinary_oddities_keep_to_the_budget(run, name):
-    """Steps, weekends, bursts, holes and jitter are how some streams are: one alert per week, or hardly more."""
-    assert sum(alerts(run, name)) <= 1.1 * budget()
+    """Steps, weekends, bursts, holes and jitter are how some streams are: one alert per week at most."""
+    assert sum(alerts(run, name)) <= budget()
+
+
+def test_bursts_exceed_the_budget_by_a_tenth_at_most(run):
+    """Far within the factor that the budget promises, if not within the budget."""
+    assert sum(alerts(run, "bursts")) <= 1.1 * budget()
 
 
 def test_what_grows_for_ever_at_one_pace_is_no_anomaly(run):
