@@ -105,8 +105,8 @@ def load_streams(paths: Sequence[Path], chosen: Chosen) -> list[RecordedStream]:
                 raise ConfigurationError(f"the stream {name!r} is in two recordings")
             streams[name] = chosen.part_of(recording[name])
     if not streams:
-        some = ", ".join(offered[:5])
-        raise ConfigurationError(f"no stream matches {', '.join(chosen.patterns)}; there are {len(offered)}: {some}, …")
+        some = ", ".join((*offered[:5], "…") if len(offered) > 5 else offered)
+        raise ConfigurationError(f"no stream matches {', '.join(chosen.patterns)}; there are {len(offered)}: {some}")
     filled = [stream for stream in streams.values() if len(stream) and stream.features]
     if not filled:
         raise ConfigurationError("no observation is left: check --start, --end, and that there are columns of numbers")
