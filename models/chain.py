@@ -11,8 +11,6 @@ from models.config import FoldConfig
 from models.evidence import (
     JUMP,
     NONE,
-    RESIDUALS,
-    VALUES,
     Activity,
     Apart,
     Bearing,
@@ -141,19 +139,16 @@ class Chain:
         if self.single is not None and seen.single is not None:
             return self.single.strongest(seen.single, self.features)
         assert seen.jump is not None
-        kinds = [(JUMP, seen.jump.nats, seen.jump.exists, seen.jump.contributions)]
+        kinds = [(seen.jump.nats, seen.jump.exists, seen.jump.contributions)]  # in the order JUMP, VALUES, RESIDUALS
         if seen.apart is not None:
-            kinds += [
-                (kind, apart.nats, apart.exists, apart.parts.t())
-                for kind, apart in zip((VALUES, RESIDUALS), seen.apart, strict=True)
-            ]
-        nats = torch.stack([nats * exists for _, nats, exists, _ in kinds])
+            kinds += [(apart.nats, apart.exists, apart.parts.t()) for apart in seen.apart]
+        nats = torch.stack([nats * exists for nats, exists, _ in kinds])
         best, winner = nats.max(0)
-        signal = torch.tensor([kind for kind, *_ in kinds], dtype=torch.uint8, device=best.device)[winner]
+        signal = (winner + JUMP).to(best.dtype)
         shares = torch.stack([part / part.sum(1, keepdim=True).clamp_min(1e-12) for *_, part in kinds])
         share = shares[winner, torch.arange(best.shape[0], device=best.device)]
-        compared = torch.stack([exists for _, _, exists, _ in kinds]).sum(0)
-        feature = torch.full(best.shape, -1, dtype=torch.int16, device=best.device)
+        compared = torch.stack([exists for _, exists, _ in kinds]).sum(0)
+        feature = torch.full_like(best, -1.0)
         return StreamEvidence(best, compared, signal.masked_fill(best <= 0, NONE), feature, share * best.unsqueeze(1))
 
     def learn(self, o: Observed, seen: Look, t: int) -> None:

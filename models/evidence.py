@@ -189,7 +189,8 @@ def observed(
 class StreamEvidence:
     """The strongest evidence of N streams: nats ``(N,)``, how many were compared, signal, feature (-1: none).
 
-    ``feature_nats`` is ``(N, F)``: what each feature had (single) or contributed (entity kinds).
+    Signal and feature are whole numbers in the type of the rest. ``feature_nats`` is ``(N, F)``: what each feature had
+    (single) or contributed (entity kinds).
     """
 
     nats: Tensor
@@ -345,8 +346,8 @@ class SingleChain:
         return StreamEvidence(
             best,
             (2.0 * seen.eligible).view(-1, features).sum(1),
-            torch.where(found, signal, NONE).to(torch.uint8),
-            torch.where(found, winner, -1).to(torch.int16),
+            torch.where(found, signal, NONE).to(best.dtype),
+            torch.where(found, winner, -1).to(best.dtype),
             nats,
         )
 

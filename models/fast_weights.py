@@ -53,10 +53,14 @@ class Preconditioner:
 
 @dataclass(slots=True)
 class Due:
-    """The valid rows whose key observation this is: index ``(D,)`` and their two stored keys ``(D, 2, K)``."""
+    """The valid rows whose key observation this is: index ``(D,)`` and their two stored keys ``(D, 2, K)``.
+
+    Of a dense fold all rows, and ``among`` them, bool ``(R,)``, those.
+    """
 
     index: Tensor
     keys: Tensor
+    among: Tensor | None
 
 
 class FastWeights:
@@ -70,10 +74,21 @@ class FastWeights:
         ``(R, 2, P + 1)``: a private copy of v_4, c_4, v_8, c_8, P = H + 12.
     key_table, rows
         Columns ``(all rows, 2 (P + 4))`` of the table, and which of its rows are ours ``(R,)``; keys move in place.
+    is_dense
+        Take all rows along, not only those that are due: four times the work, and nothing that depends on numbers.
     """
 
-    def __init__(self, scalars: Adaptation, weights: Tensor, key_table: Tensor, rows: Tensor, prior: Preconditioner):
+    def __init__(
+        self,
+        scalars: Adaptation,
+        weights: Tensor,
+        key_table: Tensor,
+        rows: Tensor,
+        prior: Preconditioner,
+        is_dense: bool = False,
+    ) -> None:
         self.scalars = scalars
+        self.is_dense = is_dense
         self.weights = weights
         self._key_table = key_table
         self._rows = rows
@@ -93,20 +108,24 @@ class FastWeights:
         state = self.scalars
         at_key = state.phase < 0.5
         state.keys_held.masked_fill_(at_key & ~valid, 0.0)
-        index = (at_key & valid).nonzero().squeeze(1)
+        is_due = at_key & valid
+        index = torch.arange(len(is_due), device=x.device) if self.is_dense else is_due.nonzero().squeeze(1)
         state.phase.add_(torch.where(at_key, valid * float(KEY_EVERY - 1), -1.0))
         keys = self._key_table.index_select(0, self._rows.index_select(0, index)).unflatten(1, (2, -1))
+        due = Due(index, keys, is_due if self.is_dense else None)
         if index.numel() > 0:
-            self._step(x.index_select(0, index), index, keys)
-        return Due(index, keys)
+            self._step(x.index_select(0, index), due)
+        return due
 
-    def _step(self, x: Tensor, index: Tensor, keys: Tensor) -> None:
+    def _step(self, x: Tensor, due: Due) -> None:
         """Move v_4 by the key of t-4 (``keys[:, 0]``) and v_8 by that of t-8 (``keys[:, 1]``)."""
-        state = self.scalars
+        state, index, keys = self.scalars, due.index, due.keys
         width = self._prior.mu0.numel()
         phi, mean, sigma = keys[..., :width], keys[..., width], keys[..., width + 1]
         frozen = torch.stack((keys[:, 0, width + 2], keys[:, 1, width + 3]), 1)
         held = state.keys_held.index_select(0, index)
+        if due.among is not None:
+            held = held * due.among
         has = torch.stack((held > 0.5, held > 1.5), 1)
         weights = self.weights.index_select(0, index)
         variance = state.variance.index_select(1, index).t()
@@ -144,6 +163,9 @@ class FastWeights:
             return
         extras = torch.stack((mean, sigma, frozen_4, frozen_8)).index_select(1, index).t()
         newest = torch.cat((self._phi.index_select(0, index)[:, :-1], extras, due.keys[:, 0]), 1)
+        one: Tensor | float = 1.0
+        if due.among is not None:
+            newest, one = torch.where(due.among.unsqueeze(1), newest, due.keys.flatten(1)), due.among
         self._key_table.index_copy_(0, self._rows.index_select(0, index), newest)
         held = self.scalars.keys_held
-        held.index_copy_(0, index, (held.index_select(0, index) + 1.0).clamp_max_(2.0))
+        held.index_copy_(0, index, (held.index_select(0, index) + one).clamp_max_(2.0))

@@ -115,8 +115,7 @@ def scale_of(normaliser: Normaliser, floor: Tensor) -> Tensor:
 
 def time_bins(times_ms: Tensor, interval_ms: int) -> Tensor:
     """Time-of-day bins of an observation and of 1, 4 and 16 intervals later: ``(4, ...)`` int64."""
-    leads = torch.tensor((0, *LEADS), device=times_ms.device) * interval_ms
-    ahead = times_ms.unsqueeze(0) + leads.view(-1, *(1,) * times_ms.dim())
+    ahead = torch.stack([times_ms + lead * interval_ms for lead in (0, *LEADS)])
     return torch.div(torch.remainder(ahead, DAY_MS), BIN_MS, rounding_mode="floor")
 
 

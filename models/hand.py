@@ -31,9 +31,13 @@ class Hand:
         The settings of the fold.
     prior
         What fast weights start from; None where nothing is adapted.
+    is_dense
+        Every row takes part in everything (see :class:`models.fold.Fold`).
     """
 
-    def __init__(self, rows: Rows, slots: Tensor, config: FoldConfig, prior: Preconditioner | None) -> None:
+    def __init__(
+        self, rows: Rows, slots: Tensor, config: FoldConfig, prior: Preconditioner | None, is_dense: bool = False
+    ) -> None:
         layout = rows.layout
         self._layout, self._slots = layout, slots
         self._features = rows.feature.view(-1, layout.feature_width)
@@ -48,7 +52,7 @@ class Hand:
         self.pending_4 = self.feature_block("pending_4") if layout.has("pending_4") else None
         self.pending_8 = self.feature_block("pending_8") if layout.has("pending_8") else None
         self.hidden = self._hidden_table()[0].index_select(0, self._hidden_table()[1])
-        self.fast = None if prior is None else self._fast_weights(prior)
+        self.fast = None if prior is None else self._fast_weights(prior, is_dense)
         self.seasonal = self._seasonal(config) if has_season(config) else None
 
     def feature_block(self, name: str) -> Tensor:
@@ -78,13 +82,16 @@ class Hand:
         if self.fast is not None:
             self.fast.forget_keys(where)
 
-    def put_back(self, steps: int) -> None:
-        """Write everything that moved; rings begin with their oldest entry again."""
-        layout = self._layout
+    def turn_rings(self, steps: int) -> None:
+        """After as many observations, make rings begin with their oldest entry again."""
         for name, length in (("quiet_ring", 10), ("pending_4", 4), ("pending_8", 8)):
-            if layout.has(name) and steps % length:
+            if self._layout.has(name) and steps % length:
                 ring = self.feature_block(name)
                 ring.copy_(ring.roll(-(steps % length), 0))
+
+    def put_back(self, steps: int) -> None:
+        """Write everything that moved in as many observations; rings as :meth:`turn_rings` left them."""
+        layout = self._layout
         self._features[:, : layout.scalar_columns].index_copy_(0, self._rows, self._block.t().contiguous())
         self._entities[:, : layout.entity_scalar_columns].index_copy_(
             0, self._slots, self._entity_block.t().contiguous()
@@ -96,7 +103,7 @@ class Hand:
 
     def _put_back_fast_weights(self, fast: FastWeights, steps: int) -> None:
         table, weights = self._features[:, self._layout.columns("fast_weights")], fast.weights.flatten(1)
-        if steps >= 4:
+        if steps >= 4 or fast.is_dense:
             table.index_copy_(0, self._rows, weights)
             return
         for index in fast.touched:
@@ -108,11 +115,11 @@ class Hand:
             return self._entities[:, columns], self._slots
         return self._features[:, columns], self._rows
 
-    def _fast_weights(self, prior: Preconditioner) -> FastWeights:
+    def _fast_weights(self, prior: Preconditioner, is_dense: bool) -> FastWeights:
         weights = self._features[:, self._layout.columns("fast_weights")].index_select(0, self._rows)
         keys = self._features[:, self._layout.columns("keys")]
         scalars = Adaptation.of(self.feature_block("adaptation"))
-        return FastWeights(scalars, weights.view(weights.shape[0], 2, -1), keys, self._rows, prior)
+        return FastWeights(scalars, weights.view(weights.shape[0], 2, -1), keys, self._rows, prior, is_dense)
 
     def _seasonal(self, config: FoldConfig) -> Seasonal:
         assert config.interval_s is not None

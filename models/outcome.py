@@ -4,7 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from models.evidence import DISPLACEMENT, NONE, STILLNESS, mixture_tails, one_step_forecast
+from models.tail import MISSING
+
+TOLD = (
+    "score",
+    "threshold",
+    "verdict",
+    "signal",
+    "feature",
+    "event",
+    "imputed",
+    "nats",
+    "peak",
+    "controller",
+    "severity",
+)
+"""What a fold says of a cell, one number each."""
+
+GROUNDS = 17
+"""Numbers of a feature that evidence is made of: x (NaN where missing), m, sigma, nats, gate, forecasts made 4 and 8
+observations earlier, distance of the level of late from the usual one, and the nine of the one-step mixture."""
+
+BAND = (0.01, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +138,84 @@ class StepScores:
     event: Tensor
     details: Evidence
     trace: Trace | None
+
+
+def step_scores(told: Tensor, cells: Tensor, grounds: Tensor, features: int, trace: Trace | None) -> StepScores:
+    """What a fold gives.
+
+    Parameters
+    ----------
+    told
+        ``(S, 11, N)`` in the order of :data:`TOLD`.
+    cells
+        ``(2, E)`` int64: s and n of the cells whose evidence is wanted.
+    grounds
+        ``(17, E F)``: what that is made of (see :data:`GROUNDS`), the features of a cell side by side.
+    """
+    of = dict(zip(TOLD, told.unbind(1), strict=True))
+    nothing = of["score"] == 0
+    return StepScores(
+        torch.where(of["verdict"] == MISSING, torch.nan, of["score"]),
+        of["threshold"],
+        of["verdict"].to(torch.uint8),
+        of["signal"].masked_fill(nothing, NONE).to(torch.uint8),
+        of["feature"].masked_fill(nothing, -1).to(torch.int16),
+        of["imputed"],
+        of["event"].to(torch.uint8),
+        _evidence(told[cells[0], :, cells[1]], cells, grounds, features),
+        trace,
+    )
+
+
+def _evidence(told: Tensor, cells: Tensor, grounds: Tensor, features: int) -> Evidence:
+    """Evidence of E cells from what was told of them ``(E, 11)`` and its grounds ``(17, E F)``."""
+    if not len(told):
+        return _no_evidence(cells[0], grounds.new_empty(0, features))
+    of = dict(zip(TOLD, told.unbind(1), strict=True))
+    observed, mean, sigma, nats, gate, four, eight, displaced = grounds[:8].view(8, -1, features)
+    mixture = grounds[8:]
+    expected = one_step_forecast(mixture, mean.flatten(), sigma.flatten()).view_as(mean)
+    low, high = (mean + sigma * torch.sinh(mixture_point(mixture, p)).view_as(mean) for p in BAND)
+    strongest = nats.argmax(1, keepdim=True)
+
+    def of_strongest(column: Tensor) -> Tensor:
+        return column.gather(1, strongest).squeeze(1)
+
+    ahead = of_strongest(eight)
+    basis = torch.where(torch.isfinite(ahead), ahead, of_strongest(expected))
+    direction = torch.sign(of_strongest(observed) - basis).nan_to_num_(0.0)
+    direction = torch.where(of["signal"] == DISPLACEMENT, of_strongest(displaced).sign(), direction)
+    direction = direction.masked_fill(of["signal"] == STILLNESS, 0.0) * (of["nats"] > 0)
+    return Evidence(
+        cells[0],
+        cells[1],
+        observed,
+        expected,
+        low,
+        high,
+        nats,
+        direction.to(torch.int8),
+        of_strongest(gate),
+        of_strongest(four),
+        ahead,
+        of["peak"],
+        of["controller"],
+        of["severity"].to(torch.uint8),
+    )
+
+
+def _no_evidence(cell: Tensor, wide: Tensor) -> Evidence:
+    """Evidence of no cell: an empty index, and no rows of F features."""
+    flat = wide.new_empty(0)
+    whole = flat.to(torch.int8), flat.to(torch.uint8)
+    return Evidence(cell, cell, wide, wide, wide, wide, wide, whole[0], flat, flat, flat, flat, flat, whole[1])
+
+
+def mixture_point(mixture: Tensor, p: float) -> Tensor:
+    """The p point of ``(9, R)`` mixtures of logistics, by bisection to 4e-5; 0 where there is no mixture."""
+    low, high = mixture.new_full(mixture.shape[1:], -20.0), mixture.new_full(mixture.shape[1:], 20.0)
+    for _ in range(20):
+        middle = (low + high) * 0.5
+        below = mixture_tails(middle, mixture)[0] < p
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(mixture[6] > 0, (low + high) * 0.5, 0.0)

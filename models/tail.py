@@ -163,7 +163,7 @@ class RateTail:
     def nats(self, s: Tensor, age: Tensor, pooled: PooledTail) -> Tensor:
         """-ln lambda + ln(S / 0.01) / beta where S > 0.01, else 0."""
         rate = record_rate(age, pooled) * (self.seen + OWN_RATE_PRIOR) / (self.expected + OWN_RATE_PRIOR)
-        beta = torch.lerp(self.beta, self.beta.new_tensor(pooled.beta), pooled_share(age))
+        beta = torch.lerp(self.beta, torch.full_like(self.beta, pooled.beta), pooled_share(age))
         excess = torch.log((s * (1.0 / LEVEL_FLOOR)).clamp_min_(1.0))
         return (excess / beta - torch.log(rate.clamp_max_(1.0))).mul_(s > LEVEL_FLOOR)
 
@@ -246,7 +246,9 @@ def decide(
     observations_per_alarm
         The budget: observations in which one false alarm is allowed.
     """
-    budget = torch.as_tensor(observations_per_alarm, dtype=score.dtype, device=score.device).clamp_min(1.0)
+    if not isinstance(observations_per_alarm, Tensor):
+        observations_per_alarm = score.new_full((), observations_per_alarm)
+    budget = observations_per_alarm.clamp_min(1.0)
     threshold = round_score((torch.log(budget) + life.controller) / LN10)
     warm = life.count >= WARM_UP
     alarm = scored & warm & (score > threshold)
@@ -264,10 +266,9 @@ def decide(
 
     peak = torch.where(holding, torch.maximum(life.peak, score), life.peak)
     worst = torch.maximum(life.severity, severity)
-    event = opened * OPENED + updated * UPDATED + resolved * RESOLVED
-    decision = Decision(
-        threshold, _verdict(alarm, warm, scored), event.to(torch.uint8), peak, worst, life.controller + 0
-    )
+    event = (opened * OPENED + updated * UPDATED + resolved * RESOLVED).to(score.dtype)
+    verdict = torch.where(scored, torch.where(warm, alarm * ANOMALOUS, WARMING_UP), MISSING).to(score.dtype)
+    decision = Decision(threshold, verdict, event, peak, worst, life.controller + 0)
 
     life.peak.copy_(peak).masked_fill_(resolved, 0.0)
     life.severity.copy_(worst).masked_fill_(resolved, 0.0)
@@ -275,11 +276,6 @@ def decide(
     life.open.masked_fill_(opened, 1.0).masked_fill_(resolved, 0.0)
     _control(life, opened.to(score.dtype) - (scored & warm) / budget)
     return decision
-
-
-def _verdict(alarm: Tensor, warm: Tensor, scored: Tensor) -> Tensor:
-    verdict = torch.where(warm, alarm * ANOMALOUS, WARMING_UP)
-    return torch.where(scored, verdict, MISSING).to(torch.uint8)
 
 
 def _control(life: AlertLife, change: Tensor) -> None:

@@ -4,7 +4,7 @@ Windows of 1 (t1) and of 16 observations (t16) with 8 features, packed, of 10000
 figures are observations/s, an observation being one value of one feature:
 
   engine   the engine alone: rows, predictor, scores, on decoded batches of the worker's size
-  model    torch's own recurrent module on the same batches, in the same tiles, with the same threads
+  model    torch's own recurrent module on the same batches and device, in the same tiles, with the same threads
   path     from a full topic to committed scores, offsets and saved rows, by the production worker
   read     the Kafka client reading and the codec decoding the same messages, and nothing else
   naive    one message at a time on one thread: poll, unpack, GET of 8 hidden states, torch GRU and head, SET; without
@@ -65,7 +65,9 @@ from pipeline.wiring import (
     build_messages,
     build_source,
     build_worker,
+    choose_device,
     fold_threads,
+    gpu_name,
     settle_memory,
 )
 
@@ -138,7 +140,8 @@ def run(args: argparse.Namespace) -> int:
     for length, found in figures.items():
         console.print(table(f"windows of {length} x {FEATURES}", found))
     if args.json is not None:
-        machine = Machine(_processor(), os.cpu_count() or 1, fold_threads(settings), round(load_before, 2))
+        gpu = gpu_name(choose_device(settings.engine.device))
+        machine = Machine(_processor(), os.cpu_count() or 1, fold_threads(settings), round(load_before, 2), gpu)
         content = {f"t{length}": found.as_json() for length, found in figures.items()}
         content |= {"machine": machine.as_json(), "versions": versions()}
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +247,7 @@ class _Length:
         registry = Registry(settings.registry.folder)
         predictor = profile.builtin() or profile.predictor
         version = registry.ensure(kind, predictor, profile.fold())
-        engine = build_engine(settings, registry, kind, "cpu")
+        engine = build_engine(settings, registry, kind, choose_device(settings.engine.device))
         length = self._traffic.length
         per_batch = min(settings.kafka.max_poll_records, settings.engine.max_batch_observations // length)
         with self._says(f"{kind}: engine and recurrent network alone"):

@@ -47,8 +47,11 @@ CALL_LENGTHS = (64, 16, 4, 1)
 WARM_UP_OBSERVATIONS = 100
 """Valid observations until a stream's first verdict, and until a rebuilt one is no longer partial (recipe.md)."""
 
-MAX_CALL_ROWS, MIN_CALL_ROWS = 8192, 2048
-"""Feature rows per call: beyond the one a call leaves the cache, below the other most of it is overhead."""
+MAX_CALL_ROWS, MIN_CALL_ROWS = 16_384, 2048
+"""Feature rows per call on a CPU: beyond the one a call leaves the cache, below the other most of it is overhead."""
+
+MAX_GPU_CALL_ROWS = 1 << 19
+"""Feature rows per call on a GPU, which takes a call's memory a second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class Engine:
     detail
         Keep the evidence of every observation, not of alerts only (for ``explain``).
     threads
-        Tiles of a batch that are folded at the same time; torch's own threads come on top.
+        Tiles of a batch that are folded at the same time on a CPU; torch's own threads come on top.
     """
 
     def __init__(
@@ -113,8 +116,9 @@ class Engine:
         self._scorers: dict[str, Scorer] = {}
         self._tables: dict[str, ResidentRows] = {}
         self._version_of: dict[Partition, str] = {}
+        self._on_gpu = device.startswith("cuda")
         self._threads = threads
-        self._tilers = ThreadPoolExecutor(threads, f"fold-{name}") if threads > 1 else None
+        self._tilers = ThreadPoolExecutor(threads, f"fold-{name}") if threads > 1 and not self._on_gpu else None
 
     def has_version(self, version: str | None) -> bool:
         """Whether a version can be loaded (a history may name one that is gone)."""
@@ -271,11 +275,14 @@ class Engine:
                     left[due] -= length
 
     def _call(self, rows: ResidentRows, batch: Observations, slots: Int64, first: Int64, length: int) -> None:
-        """Fold ``length`` observations of each of these streams, in tiles that stay in cache.
+        """Fold ``length`` observations of each of these streams: on a GPU at once, else in tiles that stay in cache.
 
         Tiles touch different rows, so threads may share them out: no result depends on it.
         """
-        per_tile = tile_streams(len(slots), rows.layout.features, self._threads)
+        if self._on_gpu:
+            per_tile = max(1, MAX_GPU_CALL_ROWS // rows.layout.features)
+        else:
+            per_tile = tile_streams(len(slots), rows.layout.features, self._threads)
         tiles = [slice(start, start + per_tile) for start in range(0, len(slots), per_tile)]
 
         def fold(tile: slice) -> tuple[Int64, StepScores]:
@@ -291,7 +298,7 @@ class Engine:
     ) -> tuple[Int64, StepScores]:
         """Scores of one tile, and where its cells (S, N) lie in the batch."""
         where = first[None, :] + np.arange(length)[:, None]
-        padding = -len(slots) % SCRATCH
+        padding = 0 if self._on_gpu else -len(slots) % SCRATCH  # a recorded fold has room of its own
         padded = np.concatenate([slots, np.arange(padding)]) if padding else slots
         cells = np.concatenate([where, np.repeat(where[:, :1], padding, axis=1)], axis=1) if padding else where
         last_ms = rows.header["last_event_ms"][padded]
@@ -299,10 +306,10 @@ class Engine:
             last_ms[-padding:] = -1
         scores = rows.scorer.score(
             rows.rows,
-            torch.from_numpy(padded).to(rows.device),
-            torch.from_numpy(batch.values[cells]).to(rows.device),
-            torch.from_numpy(batch.times_ms[cells]).to(rows.device),
-            torch.from_numpy(last_ms).to(rows.device),
+            torch.from_numpy(padded),
+            torch.from_numpy(batch.values[cells]),
+            torch.from_numpy(batch.times_ms[cells]),
+            torch.from_numpy(last_ms),
             detail=self.detail,
         )
         return where, scores

@@ -83,13 +83,13 @@ class Observations:
         """Put the results of one call, (S, N) cells, to the observations ``where`` (S, N)."""
         streams = where.shape[1]
         for name in ("score", "threshold", "verdict", "signal", "feature", "imputed"):
-            getattr(self, name)[where] = getattr(scores, name)[:, :streams].cpu().numpy()
+            getattr(self, name)[where] = getattr(scores, name)[:, :streams].numpy()
         if len(scores.details.n):
-            arrays = {f.name: getattr(scores.details, f.name).cpu().numpy() for f in fields(scores.details)}
+            arrays = {f.name: getattr(scores.details, f.name).numpy() for f in fields(scores.details)}
             rows = np.flatnonzero(arrays["n"] < streams)  # the others are scratch rows
             s, n = arrays["s"][rows], arrays["n"][rows]
             arrays["event"] = np.zeros(len(arrays["n"]), np.uint8)
-            arrays["event"][rows] = scores.event[:, :streams].cpu().numpy()[s, n]
+            arrays["event"][rows] = scores.event[:, :streams].numpy()[s, n]
             self.evidence.append((where[s, n], rows, arrays))
         if scores.trace is not None:
             traced = {f.name: getattr(scores.trace, f.name)[:, :streams].cpu().numpy() for f in fields(scores.trace)}

@@ -48,6 +48,8 @@ from models.config import Evidence, FoldConfig, Scope
 from pipeline.errors import ConfigurationError
 
 PREFIX = "TIDEWATCH_"
+OWN_VARIABLES = {f"{PREFIX}CONFIG", f"{PREFIX}CACHE"}
+"""Variables that set no setting: the settings' own file, and where fetched jars are kept (pipeline/jars.py)."""
 PLAIN_VARIABLES = {"KAFKA_BOOTSTRAP_SERVERS": ("kafka", "bootstrap_servers"), "REDIS_URL": ("redis", "url")}
 # Each may be given as <key>_file as well: the path of a file that holds it.
 SECRETS = (
@@ -304,7 +306,8 @@ class Engine(_Section):
     Attributes
     ----------
     threads
-        CPU threads that share out a batch; 0 takes one for each core. They change no result.
+        CPU threads that share out a batch; 0 takes two, or one on a single core. More than four are not used: they
+        would wait for each other, and further cores serve further workers. They change no result.
     max_resident_streams
         Rows kept on the device; those not used lately are evicted to Redis.
     max_batch_observations
@@ -737,7 +740,7 @@ def _refuse_unknown_variables(sections: set[str]) -> None:
         name
         for name in os.environ
         if name.upper().startswith(PREFIX)
-        and name.upper() != f"{PREFIX}CONFIG"
+        and name.upper() not in OWN_VARIABLES
         and name[len(PREFIX) :].lower().split("__")[0] not in sections
     )
     if unknown:

@@ -26,6 +26,7 @@ from pipeline.state.redis import RedisStateStore
 from pipeline.topics.kafka import Cluster
 from pipeline.worker import Pace, Worker
 
+MOST_THREADS = 4
 COLLECTOR_THRESHOLDS = (50_000, 20, 100)
 """New objects until a collection, collections until one of the next generation, and of the last."""
 
@@ -117,7 +118,7 @@ def build_engine(settings: Settings, registry: Registry, name: str, device: str,
         return registry.scorer(name, version, device)
 
     limits = settings.engine
-    threads = fold_threads(settings) if device == "cpu" else 1
+    threads = fold_threads(settings)
     return Engine(name, profile, load, limits.max_resident_streams, device, limits.hidden_on_swap, detail, threads)
 
 
@@ -191,6 +192,11 @@ def choose_device(wish: str) -> str:
     return "cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def gpu_name(device: str) -> str | None:
+    """What the GPU calls itself; ``None`` for a CPU."""
+    return torch.cuda.get_device_name(device) if device != "cpu" else None
+
+
 def settle_memory() -> None:
     """Let the garbage collector look at what comes from now on, and that less often; for a process with one worker.
 
@@ -213,5 +219,9 @@ def apply_threads() -> None:
 
 
 def fold_threads(settings: Settings) -> int:
-    """Threads that share out the tiles of a batch."""
-    return settings.engine.threads or os.cpu_count() or 1
+    """Threads that share out the tiles of a batch: the settings', at most four, or two where there are two cores.
+
+    Every operation of a tile takes Python's lock anew. On 16 cores a batch of 5000 messages was folded 1.2 to 1.8
+    times as fast with two threads as with one, up to 2.3 times with four large tiles, and 0.3 times with 16.
+    """
+    return min(MOST_THREADS, settings.engine.threads) or min(2, os.cpu_count() or 1)

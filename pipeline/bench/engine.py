@@ -44,20 +44,26 @@ class RecurrentNetwork:
     streams, steps
         Most streams and observations of one batch.
     threads
-        Threads that share out the tiles of a batch, which are cut as the engine's.
+        Threads that share out the tiles of a batch, which are cut as the engine's; on a GPU there is one tile.
+    device
+        Torch device of network, inputs and states.
     """
 
-    def __init__(self, hidden: int, streams: int, steps: int, threads: int) -> None:
-        self._rnn = nn.GRU(INPUTS, hidden)
-        self._inputs = torch.randn(steps, streams * FEATURES, INPUTS)
-        self._hidden = torch.randn(1, streams * FEATURES, hidden)
-        self._threads = threads
+    def __init__(self, hidden: int, streams: int, steps: int, threads: int, device: str = "cpu") -> None:
+        self._rnn = nn.GRU(INPUTS, hidden).to(device)
+        self._inputs = torch.randn(steps, streams * FEATURES, INPUTS, device=device)
+        self._hidden = torch.randn(1, streams * FEATURES, hidden, device=device)
+        self._threads, self._device = threads, device
         self._tilers = ThreadPoolExecutor(threads)
 
     def run(self, streams: int) -> None:
         """Step all observations of the first ``streams`` streams."""
-        size = tile_streams(streams, FEATURES, self._threads) * FEATURES
         rows = streams * FEATURES
+        if self._device != "cpu":
+            self._step(slice(0, rows))
+            torch.cuda.synchronize()
+            return
+        size = tile_streams(streams, FEATURES, self._threads) * FEATURES
         tiles = [slice(begin, min(rows, begin + size)) for begin in range(0, rows, size)]
         deque(self._tilers.map(self._step, tiles), maxlen=0)
 
@@ -84,7 +90,8 @@ def compute_rates(
     by_engine: list[float] = []
     by_network: list[float] = []
     hidden = rows.scorer.weights.predictor.hidden
-    with closing(RecurrentNetwork(hidden, min(per_batch, traffic.streams), traffic.length, threads)) as network:
+    streams = min(per_batch, traffic.streams)
+    with closing(RecurrentNetwork(hidden, streams, traffic.length, threads, rows.device)) as network:
         until = time.monotonic() + seconds
         while time.monotonic() < until or len(by_engine) < MIN_BATCHES:
             windows = next(batches)

@@ -69,6 +69,7 @@ class Machine:
     cores: int
     threads: int
     load_before: float
+    gpu: str | None
 
     def as_json(self) -> dict[str, Any]:
         """As it stands in the file."""

@@ -145,7 +145,7 @@ def test_every_variable_has_a_default_that_works() -> None:
 
 
 def test_a_worker_has_a_thread_for_each_core_it_may_use() -> None:
-    """Processes see the machine's cores, not their share of them: sixty threads on two cores wait for each other."""
+    """Processes see the machine's cores, not their share of them: two threads on one core wait for each other."""
     for cpus in ("2", "8"):
         worker = load({"WORKER_CPUS": cpus})["services"]["worker"]
         assert str(worker["environment"]["TIDEWATCH_ENGINE__THREADS"]) == cpus

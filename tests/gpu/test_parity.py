@@ -36,10 +36,13 @@ def _scores(device: str, evidence: Evidence, features: int) -> StepScores:
 
 @pytest.mark.parametrize(("evidence", "features"), [("single", 1), ("single", 8), ("jump", 8), ("coupled", 4)])
 def test_scores_and_events_on_a_gpu_equal_those_on_a_cpu(evidence: Evidence, features: int) -> None:
-    """Scores within 1e-3 (float32, other summation orders), events identical."""
+    """Scores within 1e-3 (float32, other summation orders), events identical.
+
+    Scores have three decimals: two neighbours may lie 1.0002e-3 apart in float32.
+    """
     ours, theirs = _scores("cuda", evidence, features), _scores("cpu", evidence, features)
-    torch.testing.assert_close(ours.score.cpu(), theirs.score, atol=1e-3, rtol=0, equal_nan=True)
-    assert torch.equal(ours.event.cpu(), theirs.event)
+    torch.testing.assert_close(ours.score, theirs.score, atol=1.1e-3, rtol=0, equal_nan=True)
+    assert torch.equal(ours.event, theirs.event)
 
 
 def test_engine_on_a_gpu_gives_the_alerts_of_a_cpu() -> None:

@@ -68,6 +68,12 @@ def test_file_may_be_named_by_the_environment(toml: WriteToml, monkeypatch: pyte
     assert Settings.load().http.port == 0
 
 
+def test_folder_of_fetched_jars_is_no_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded Kafka reads this variable (pipeline/jars.py); a worker beside it must not refuse to start."""
+    monkeypatch.setenv("TIDEWATCH_CACHE", "/var/cache/tidewatch")
+    assert Settings.load().engine.device == "auto"
+
+
 def test_profile_named_like_a_shipped_one_overrides_only_the_keys_given(toml: WriteToml) -> None:
     """Changing the alarm budget must not mean copying nine feature names."""
     settings = Settings.load(toml('[profiles.network]\nalarm_budget = "1 per day"\n'))

@@ -1,0 +1,71 @@
+"""Recorded launches say what eager ones say (invariant 2). Run with ``make gpu`` on a machine that has one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from models.config import Evidence, FoldConfig, PredictorConfig
+from models.outcome import StepScores
+from models.pretrained import Weights
+from models.step import Scorer
+
+pytestmark = pytest.mark.gpu
+
+STREAMS, STEPS, START_MS, MINUTE_MS = 40, 300, 1_700_000_000_000, 60_000
+
+
+@pytest.fixture(autouse=True)
+def _need_cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.fail("these tests need a CUDA device; torch sees none")
+
+
+def _played(scorer: Scorer, capacity: int) -> tuple[StepScores, list[StepScores], torch.Tensor]:
+    """Noise with faults, gaps and missing values: one long call in a small table, then short ones in a grown one."""
+    draw = torch.Generator().manual_seed(3)
+    features = scorer.layout.features
+    x = torch.randn(STEPS, STREAMS, features, generator=draw)
+    x[180:200, ::3] *= 20.0
+    x[torch.rand(x.shape, generator=draw) < 0.05] = torch.nan
+    times_ms = START_MS + MINUTE_MS * torch.arange(STEPS).unsqueeze(1).repeat(1, STREAMS)
+    times_ms[220:, ::4] += 50 * MINUTE_MS
+    rows, slots = scorer.rows(capacity), torch.randperm(STREAMS, generator=draw)
+    long = scorer.score(rows, slots, x[:200], times_ms[:200], torch.full((STREAMS,), -1))
+    with torch.inference_mode():
+        rows = rows.grown(2 * capacity)
+    short = [
+        scorer.score(rows, slots, x[at : at + 1], times_ms[at : at + 1], times_ms[at - 1]) for at in range(200, STEPS)
+    ]
+    return long, short, rows.read(slots)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "light", "predictor"),
+    [
+        *(("single", False, PredictorConfig(cell, hidden=8)) for cell in ("rnn", "gru", "lstm", "tdnn", "conv")),
+        *(("single", False, PredictorConfig(cell, hidden=8)) for cell in ("seq2seq", "hmm", "ar")),
+        ("single", False, PredictorConfig("naive", hidden=1)),
+        ("single", False, PredictorConfig("gru", hidden=8, scope="stream", features=3)),
+        ("single", True, PredictorConfig(hidden=8)),
+        ("jump", False, PredictorConfig(hidden=8)),
+    ],
+    ids=lambda value: value.cell + value.scope if isinstance(value, PredictorConfig) else str(value),
+)
+def test_captured_equals_eager(evidence: Evidence, light: bool, predictor: PredictorConfig) -> None:
+    """Every family and every kind of evidence that is recorded, scores within 1e-3 and events identical."""
+    config = FoldConfig(("a", "b", "c"), 60.0, evidence, alarm_every_s=20_000.0, light=light)
+    scorers = [Scorer(Weights.random(predictor, 1), config, "cuda") for _ in range(2)]
+    assert scorers[0].is_captured
+    scorers[1].is_captured = False
+    (long, short, rows), (eager_long, eager_short, eager_rows) = (_played(scorer, STREAMS) for scorer in scorers)
+    assert int((eager_long.event > 0).sum()) > 0
+    for ours, theirs in zip((long, *short), (eager_long, *eager_short), strict=True):
+        torch.testing.assert_close(ours.score, theirs.score, atol=1.1e-3, rtol=0, equal_nan=True)
+        assert torch.equal(ours.event, theirs.event)
+        for field in dataclasses.fields(ours.details):
+            mine, other = getattr(ours.details, field.name), getattr(theirs.details, field.name)
+            torch.testing.assert_close(mine, other, atol=2e-3, rtol=2e-3, equal_nan=True, msg=field.name)
+    torch.testing.assert_close(rows, eager_rows, atol=2e-3, rtol=2e-3)
