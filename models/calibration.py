@@ -28,8 +28,10 @@ CAREFUL = 0.75
 # Undisturbed generated series are cleaner than any real one: their clusters hardly rise above q.
 LEAST_PRIOR_BETA = 0.3
 # Displacement and stillness hardly leave what is usual where nothing is generated to happen, and often do in
-# recordings: streams start from the q of the wildest of a hundred series, and from a wide tail.
+# recordings: streams start from the q of the wildest of a hundred series, and from a wide tail. The displacement of an
+# entity is 0 on all but a few of the generated ones: streams start from a q of one spread beyond the usual five.
 WILDEST, BEARING_BETA = 0.99, 0.5
+LEAST_ENTITY_DISPLACEMENT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
         entity=entity,
         entity_mean=entity_mean,
         entity_rms=entity_rms,
+        entity_displacement=_bearing_tail(jump["entity_displacement"], entity.rate, LEAST_ENTITY_DISPLACEMENT),
         values=_cluster_tail(coupled["values"]),
         residuals=_cluster_tail(coupled["residuals"]),
     )
@@ -107,6 +110,7 @@ def _fold(weights: Weights, evidence: Evidence, values: Tensor, start_ms: Tensor
         "entity",
         "entity_mean",
         "entity_rms",
+        "entity_displacement",
         "values",
         "residuals",
     )
@@ -143,8 +147,8 @@ def _cluster_tail(evidence: Tensor) -> PooledTail:
     return _tail(float(np.quantile(levels, CAREFUL)), max(clusters, 1) / observations, beta)
 
 
-def _bearing_tail(evidence: Tensor, rate: float) -> PooledTail:
-    return _tail(float(np.quantile(_levels(evidence), WILDEST)), rate, BEARING_BETA)
+def _bearing_tail(evidence: Tensor, rate: float, least: float = LEAST_QUANTILE) -> PooledTail:
+    return _tail(max(float(np.quantile(_levels(evidence), WILDEST)), least), rate, BEARING_BETA)
 
 
 def _levels(evidence: Tensor) -> list[float]:

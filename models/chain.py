@@ -55,7 +55,7 @@ class Priors:
                 pooled.displacement,
                 pooled.stillness,
             ),
-            Prior.of(like, pooled.entity, pooled.entity_mean, pooled.entity_rms),
+            Prior.of(like, pooled.entity, pooled.entity_mean, pooled.entity_rms, pooled.entity_displacement),
             Prior.of(like, pooled.values),
             Prior.of(like, pooled.residuals),
         )
@@ -144,7 +144,7 @@ class Chain:
             kinds += [(apart.nats, apart.exists, apart.parts.t()) for apart in seen.apart]
         nats = torch.stack([nats * exists for nats, exists, _ in kinds])
         best, winner = nats.max(0)
-        signal = (winner + JUMP).to(best.dtype)
+        signal = torch.where(winner == 0, seen.jump.signal, winner + JUMP).to(best.dtype)
         shares = torch.stack([part / part.sum(1, keepdim=True).clamp_min(1e-12) for *_, part in kinds])
         share = shares[winner, torch.arange(best.shape[0], device=best.device)]
         compared = torch.stack([exists for _, exists, _ in kinds]).sum(0)

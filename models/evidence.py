@@ -56,6 +56,11 @@ RANGE_SHARE = 0.01
 LEVEL_TERM = 0.5
 SMOOTH_WINDOW = 10.0
 LEAST_LEVEL_SQUARE = 0.01
+# Displacement of an entity: how far beyond 5 spreads the three features lie that are farthest from their usual level.
+# A spread takes in at least 3 % of the feature's range and a tenth of its level: a counter that nearly always stands
+# still has been elsewhere before.
+USUAL_REACH, FARTHEST = 5.0, 20.0
+SPREAD_RANGE, SPREAD_LEVEL, SPREAD_REACH = 0.03, 0.1, 4.0
 GATHERED = 400.0
 RIDGE = 0.01
 
@@ -115,11 +120,13 @@ class Residual:
     """What the entity residual needs of a feature, in the order of the row."""
 
     variance: Tensor
+    edge: Tensor
     low: Tensor
     high: Tensor
     slow_mean: Tensor
     slow_variance: Tensor
     level_square: Tensor
+    spread_variance: Tensor
 
 
 @dataclass(slots=True)
@@ -128,8 +135,8 @@ class Observed:
 
     Attributes
     ----------
-    mean, sigma, floor, count
-        m, sigma, f and n before x.
+    mean, sigma, floor, last, count
+        m, sigma, f, the last valid value and n before x.
     mixture
         ``(9, R)`` one-step mixture of the previous observation; all zeros where there is none.
     forecast_4, forecast_8
@@ -147,6 +154,7 @@ class Observed:
     mean: Tensor
     sigma: Tensor
     floor: Tensor
+    last: Tensor
     count: Tensor
     mixture: Tensor
     forecast_4: Tensor
@@ -160,12 +168,12 @@ class Observed:
 def observed(
     sight: Sighting,
     moves: Moves,
-    scale: tuple[Tensor, Tensor, Tensor],
+    before: tuple[Tensor, Tensor, Tensor, Tensor],
     count: Tensor,
     mixture: Tensor,
     forecasts: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> Observed:
-    """Put an observation together; ``scale`` is (m, sigma, f), ``forecasts`` the two forecasts and their existence."""
+    """Put an observation together; ``before`` is (m, sigma, f, last value), ``forecasts`` two and their existence."""
     weight = moves.weight
     established = weight * (count >= CLIP_FROM)
     absent = (weight * (count >= CLIP_FROM - 1)).neg_().add_(1.0).mul_(ABSENT)
@@ -173,7 +181,7 @@ def observed(
     return Observed(
         sight,
         moves,
-        *scale,
+        *before,
         count,
         mixture,
         forecast_4,
@@ -438,28 +446,39 @@ def fold_capped(
 
 @dataclass(slots=True)
 class Jump:
-    """What ``JumpChain.look`` saw: s, its mean and its rms of late ``(3, N)``, existence, contributions ``(N, F)``."""
+    """What ``JumpChain.look`` saw.
+
+    ``s`` ``(4, N)``: s, its mean and its rms of late, displacement. ``contributions`` ``(N, F)``. ``own_error`` is that
+    of the network, ``error`` that of the forecast taken, ``(R,)`` each. ``nats`` and ``signal`` are of the strongest.
+    """
 
     s: Tensor
     exists: Tensor
     contributions: Tensor
-    forecast: Tensor
+    own_error: Tensor
     error: Tensor
     scale_floor: Tensor
     has_forecast: Tensor
     deviation: Tensor
+    spread: Tensor
     level: Tensor
     nats: Tensor
+    signal: Tensor
 
 
 @dataclass(slots=True)
 class JumpChain:
     """The entity residual s: the ten largest one-step residuals, half the three largest departures from level.
 
-    It counts by itself, for a blow that lasts one observation, as ew(s, 10), for what lasts, and as sqrt(ew(s^2, 10)),
-    for what comes in blows; each has a tail of its own, and the strongest in nats is the evidence.
+    Of each feature's two forecasts, the network's and the last value, the one counts that has been better of late
+    (``edge``: ew(e^2, 5000) of the network less that of the last value; the last value where it is positive).
 
-    ``recent`` is ``(2, N)``: ew(s, 10) and ew(s^2, 10).
+    s counts by itself, for a blow that lasts one observation, as ew(s, 10), for what lasts, and as sqrt(ew(s^2, 10)),
+    for what comes in blows. Beside them stands the displacement ew(q, 10), for what forecasts have caught up with and
+    levels have not: q = max(0, d - 5), d the mean of the three largest abs(x - mu) / spread. Each has its own tail,
+    and the strongest in nats is the evidence.
+
+    ``recent`` is ``(3, N)``: ew(s, 10), ew(s^2, 10), ew(q, 10).
     """
 
     residual: Residual
@@ -472,28 +491,53 @@ class JumpChain:
         state, x, streams = self.residual, o.sight.x, age.shape[0]
         forecast = one_step_forecast(o.mixture, o.mean, o.sigma)
         has_forecast = o.moves.weight * (o.mixture[6] > 0)
-        error = x - forecast
-        scale_floor = (state.high - state.low).clamp_min_(0.0).mul_(RANGE_SHARE).add_(1e-8)
+        own_error = x - forecast
+        error = torch.where(state.edge > 0, x - o.last, own_error)
+        size = (state.high - state.low).clamp_min_(0.0)
+        scale_floor = (size * RANGE_SHARE).add_(1e-8)
         z = error / torch.addcmul(state.variance, scale_floor, scale_floor).sqrt_()
         sigma_slow = state.slow_variance.sqrt().add_(o.floor)
         deviation = x - state.slow_mean
         level = arcsinh(deviation / sigma_slow)
         departure = level.abs() / state.level_square.clamp_min(LEAST_LEVEL_SQUARE).sqrt_()
+        held, usual = size.mul_(SPREAD_RANGE), state.slow_mean * SPREAD_LEVEL
+        spread = torch.addcmul(state.spread_variance, held, held).addcmul_(usual, usual).sqrt_().add_(o.floor)
+        away = (deviation.abs() / spread).clamp_max_(FARTHEST)
 
         usable = (o.established * has_forecast).view(streams, -1)
         z_part = mean_of_largest(z.abs().view(streams, -1), usable, TOP_RESIDUALS)
         level_part = mean_of_largest(departure.view(streams, -1), usable, TOP_LEVELS).mul_(LEVEL_TERM)
         contributions = z_part.add_(level_part)
         now = contributions.sum(1)
+        far_part = mean_of_largest(away.view(streams, -1), usable, TOP_LEVELS)
+        distance = far_part.sum(1)
+        beyond = (distance - USUAL_REACH).clamp_min_(0.0)
+        contributions.addcmul_(far_part, (beyond / distance.clamp_min(1.0)).unsqueeze(1))
         exists = usable.amax(1)
-        self.recent.lerp_(torch.stack((now, now * now)), own_rate(exists, age, float(CLIP_FROM), SMOOTH_WINDOW))
-        s = torch.stack((now, self.recent[0], self.recent[1].sqrt()))
-        nats = self.tail.nats(s, age, self.prior).amax(0)
-        return Jump(s, exists, contributions, forecast, error, scale_floor, has_forecast, deviation, level, nats)
+        rate = own_rate(exists, age, float(CLIP_FROM), SMOOTH_WINDOW)
+        self.recent.lerp_(torch.stack((now, now * now, beyond)), rate)
+        s = torch.stack((now, self.recent[0], self.recent[1].sqrt(), self.recent[2]))
+        nats, strongest = self.tail.nats(s, age, self.prior).max(0)
+        signal = torch.where(strongest == len(s) - 1, DISPLACEMENT, JUMP)
+        return Jump(
+            s,
+            exists,
+            contributions,
+            own_error,
+            error,
+            scale_floor,
+            has_forecast,
+            deviation,
+            spread,
+            level,
+            nats,
+            signal,
+        )
 
     def learn(self, o: Observed, seen: Jump, age: Tensor) -> None:
         """Move the residual scale, the range, the slow level and the tail by x."""
         state = self.residual
+        self._learn_edge(o, seen)
         fold_capped(state.variance, seen.error, seen.scale_floor, seen.has_forecast, o.count - 1.0, RESIDUAL_WINDOW)
         clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
         absent = torch.where(o.moves.valid, 0.0, ABSENT)
@@ -505,8 +549,19 @@ class JumpChain:
         sigma_slow = state.slow_variance.sqrt().add_(o.floor)
         reach = torch.where(o.count >= CLIP_FROM, sigma_slow * 10.0, ABSENT)
         fold_moments(state.slow_mean, state.slow_variance, torch.clamp(seen.deviation, -reach, reach), rate)
+        reach = torch.where(o.count >= CLIP_FROM, seen.spread * SPREAD_REACH, ABSENT)
+        kept = torch.clamp(seen.deviation, -reach, reach)
+        state.spread_variance.addcmul_(rate * kept, kept).mul_(1.0 - rate)
         state.level_square.lerp_(seen.level * seen.level, rate)
         self.tail.fold(seen.s, age, seen.exists, self.prior)
+
+    def _learn_edge(self, o: Observed, seen: Jump) -> None:
+        """Move the edge; a blow that neither forecast saw coming says little about which of them is better."""
+        state = self.residual
+        bound = torch.addcmul(state.variance, seen.scale_floor, seen.scale_floor).mul_(SCALE_CAP)
+        bound = torch.where(o.count - 1.0 < PLAIN_AVERAGE, torch.inf, bound)
+        own, last = (torch.minimum(error * error, bound) for error in (seen.own_error, o.sight.x - o.last))
+        state.edge.lerp_(own - last, own_rate(seen.has_forecast, o.count, 1.0, RESIDUAL_WINDOW))
 
 
 def one_step_forecast(mixture: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:

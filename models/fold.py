@@ -117,7 +117,12 @@ class Fold:
 
         # (iii) evidence from statistics before x
         o = observed(
-            seen, moves, (state.mean, self.sigma, self.floor), state.count.clone(), hand.mixture, self._forecasts(t)
+            seen,
+            moves,
+            (state.mean, self.sigma, self.floor, state.last),
+            state.count.clone(),
+            hand.mixture,
+            self._forecasts(t),
         )
         look = self.chain.look(o)
 
@@ -258,6 +263,8 @@ class Fold:
         if look.single is not None and self.chain.single is not None:
             gate, bearing = look.single.gate, self.chain.single.bearing
             displaced = bearing.level - bearing.usual_level
+        elif look.jump is not None:
+            displaced = look.jump.deviation
         numbers = (
             torch.where(o.moves.valid, o.sight.x, nowhere),
             o.mean,
@@ -281,6 +288,9 @@ class Fold:
         def behaviour(kind: int) -> Tensor:
             return absent if single is None else of(single.behaviour[kind], single.has_behaviour[kind])
 
+        def of_entity(kind: int) -> Tensor:
+            return none if jump is None else torch.where(jump.exists > 0, jump.s[kind], torch.nan)
+
         single, jump, apart = look.single, look.jump, look.apart
         has_mixture = o.mixture[6] > 0
         return Trace(
@@ -301,9 +311,11 @@ class Fold:
             forecast_4=of(o.forecast_4, o.has_4),
             forecast_8=of(o.forecast_8, o.has_8),
             contribution=found.feature_nats + 0,
-            entity=none if jump is None else torch.where(jump.exists > 0, jump.s[0], torch.nan),
-            entity_mean=none if jump is None else torch.where(jump.exists > 0, jump.s[1], torch.nan),
-            entity_rms=none if jump is None else torch.where(jump.exists > 0, jump.s[2], torch.nan),
+            entity=of_entity(0),
+            entity_mean=of_entity(1),
+            entity_rms=of_entity(2),
+            entity_displacement=of_entity(3),
+            entity_unrest=of_entity(2) + of_entity(3),
             values=none if apart is None else torch.where(apart[0].exists > 0, apart[0].s, torch.nan),
             residuals=none if apart is None else torch.where(apart[1].exists > 0, apart[1].s, torch.nan),
             controller=decision.controller,

@@ -55,7 +55,8 @@ class PooledTails:
 
     ``level`` is of S; ``short_activity``, ``activity`` and ``long_activity`` of A over 5, 20 and 60 observations;
     ``displacement`` and ``stillness`` of themselves;
-    ``entity`` of s, ``entity_mean`` and ``entity_rms`` of s over 10; ``values`` and ``residuals`` of T^2 / F.
+    ``entity`` of s, ``entity_mean`` and ``entity_rms`` of s over 10,
+    ``entity_displacement`` of ew(q, 10); ``values`` and ``residuals`` of T^2 / F.
     """
 
     level: PooledTail = PooledTail(0.01, 5.0, 1.4)
@@ -67,6 +68,7 @@ class PooledTails:
     entity: PooledTail = PooledTail(4.0, 0.015, 0.3)
     entity_mean: PooledTail = PooledTail(2.8, 0.005, 0.3)
     entity_rms: PooledTail = PooledTail(3.0, 0.005, 0.3)
+    entity_displacement: PooledTail = PooledTail(2.5, 0.005, 0.3)
     values: PooledTail = PooledTail(3.8, 0.008, 0.3)
     residuals: PooledTail = PooledTail(1.6, 0.005, 0.3)
 

@@ -119,11 +119,13 @@ ADAPTATION = (
 )
 RESIDUAL = (
     _Field("variance", "s^2: slow, capped variance of the one-step residual"),
+    _Field("edge", "ew(e^2, 5000) of the network's one-step forecast less that of the last value, capped like s^2"),
     _Field("low", "lower end of the feature's range, shrinking towards m", fresh=EMPTY_LOW),
     _Field("high", "upper end of the feature's range, shrinking towards m", fresh=EMPTY_HIGH),
     _Field("slow_mean", "mu: ew(x, 20000)"),
     _Field("slow_variance", "variance about mu, W = 20000"),
     _Field("level_square", "rms^2 = ew(asinh((x - mu) / sigma_slow)^2, 20000)"),
+    _Field("spread_variance", "variance about mu of what lies within 4 spreads, W = 20000"),
 )
 LIFE = (
     _Field("count", "n: observations with a valid value (reduced by gaps)"),
@@ -139,7 +141,7 @@ LIFE = (
     _Field("reported", "score at the episode's last event"),
     _Field("severity", "0 none, 1 warning, 2 critical"),
 )
-ENTITY_RESIDUAL = (_Field("recent", "ew(s, 10), ew(s^2, 10)", 2),)
+ENTITY_RESIDUAL = (_Field("recent", "ew(s, 10), ew(s^2, 10), ew(q, 10)", 3),)
 
 
 def _cluster_tail(kinds: int) -> tuple[_Field, ...]:
@@ -366,7 +368,7 @@ def _entity_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[t
     yield from _group("life", LIFE)
     if config.evidence != "single":
         yield from _group("entity", ENTITY_RESIDUAL)
-        yield from _group("entity_tail", _cluster_tail(3))
+        yield from _group("entity_tail", _cluster_tail(4))
     if config.evidence == "coupled":
         for kind in ("values", "residuals"):
             yield from _group(f"{kind}_distance", _distance(len(config.features), kind))

@@ -11,7 +11,7 @@ from typing import Literal
 
 from models.config import Evidence
 
-Ranked = Literal["score", "level", "behaviour_nats", "entity", "entity_rms", "values", "residuals"]
+Ranked = Literal["score", "level", "behaviour_nats", "entity", "entity_unrest", "values", "residuals"]
 Clean = Literal["prefix", "unlabelled", "nothing"]
 
 BEFORE_PREFIX_ENDS = 3_000
@@ -83,20 +83,20 @@ PLANS = {
     "msl": Plan("single", "behaviour_nats", _TELEMETRY, clean="prefix", quick=Part()),
     "mscloud": Plan("single", "behaviour_nats", quick=Part(longest=2_000)),
     "netman_kpi": Plan("single", "behaviour_nats"),
-    "smd": Plan("jump", "entity_rms", clean="prefix", quick=Part(rows=7_000, begin="prefix")),
-    "asd": Plan("jump", "entity_rms", clean="prefix"),
+    "smd": Plan("jump", "entity_unrest", clean="prefix", quick=Part(rows=7_000, begin="prefix")),
+    "asd": Plan("jump", "entity_unrest", clean="prefix"),
     "skab": Plan("coupled", "values", quick=Part(longest=2_000)),
     "3w": Plan("single", "behaviour_nats", clean="unlabelled", part=Part(rows=25_000)),
-    "gecco2018": Plan("jump", "entity_rms"),
-    "kdd99": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=25_000, begin="events")),
+    "gecco2018": Plan("jump", "entity_unrest"),
+    "kdd99": Plan("jump", "entity_unrest", is_each_apart=True, part=Part(rows=25_000, begin="events")),
     # Three numbers a connection, whose combination tells more than their course.
     **dict.fromkeys(
         ("kdd99/http", "kdd99/smtp"),
         Plan("coupled", "values", is_each_apart=True, part=Part(rows=25_000, begin="events")),
     ),
-    "modbus": Plan("jump", "entity_rms", is_each_apart=True, quick=Part(longest=2_000)),
-    "zeek": Plan("jump", "entity_rms", is_each_apart=True, quick=Part(longest=2_000)),
-    "ctu13": Plan("jump", "entity_rms", is_each_apart=True, part=Part(rows=25_000, begin="events")),
+    "modbus": Plan("jump", "entity_unrest", is_each_apart=True, quick=Part(longest=2_000)),
+    "zeek": Plan("jump", "entity_unrest", is_each_apart=True, quick=Part(longest=2_000)),
+    "ctu13": Plan("jump", "entity_unrest", is_each_apart=True, part=Part(rows=25_000, begin="events")),
 }
 _UNKNOWN = Plan(clean="prefix", quick=Part(rows=5_000, begin="events"))
 

@@ -370,3 +370,48 @@ def test_swapped_weights_score_on_with_carried_and_reset_rows():
         scores = new.score(moved, torch.arange(2), x[200:], times[200:], times[199])
         assert torch.isfinite(scores.score[~torch.isnan(x[200:, :, 0])]).all()
         assert (scores.verdict != 2).all()
+
+
+@pytest.mark.parametrize("is_walk", [True, False])
+def test_of_network_and_last_value_the_better_forecast_makes_the_jump(is_walk):
+    """A network that is wrong about a feature must not hide its jumps, nor make any of its own."""
+    config = FoldConfig(("a", "b", "c"), 60.0, "jump", alarm_every_s=86_400.0)
+    scorer = Scorer(builtin("gru"), config)
+    noise = torch.randn(1500, 4, 3, generator=torch.Generator().manual_seed(5))
+    steps = torch.arange(1500.0).view(-1, 1, 1)
+    x = noise.cumsum(0) if is_walk else 10 * torch.sin(steps * 1.3) + 0.1 * noise
+    times = START_MS + MINUTE_MS * torch.arange(1500)[:, None].repeat(1, 4)
+    _, rows = play(scorer, x, times, [100])
+    edge = rows.feature[..., scorer.layout.columns("residual.edge")]
+    if is_walk:
+        scale = rows.feature[..., scorer.layout.columns("residual.variance")]
+        assert (edge > -0.01 * scale).all()  # nothing beats the last value on a random walk
+    else:
+        assert (edge < 0).all()
+
+
+def test_levels_that_stay_away_are_evidence_when_forecasts_have_caught_up():
+    """Of a fault that lasts for hours one step ahead sees its two ends; the displacement sees what lies between."""
+    scorer = Scorer(builtin("gru"), FoldConfig(tuple("abcdef"), 60.0, "jump", alarm_every_s=86_400.0))
+    x = 20 + torch.randn(1400, 1, 6, generator=torch.Generator().manual_seed(2))
+    x[1300:, :, :3] += 40.0
+    times = START_MS + MINUTE_MS * torch.arange(1400)[:, None]
+    parts, _ = play(scorer, x[:1360], times[:1360], [100], detail=True)
+    away = torch.cat([part.trace.entity_displacement for part in parts])[:, 0]
+    assert float(away[100:1300].max()) < 0.1
+    assert float(away[1320:].min()) > 4.0
+    signal, nats = joined(parts, "signal")[1350:, 0], joined(parts, "score")[1350:, 0]
+    assert (signal == SIGNALS.index("displacement")).all()
+    assert (nats > 3.0).all()
+    contribution = torch.cat([part.trace.contribution for part in parts])[1350:, 0]
+    assert (contribution[:, :3].sum(1) > 0.9 * contribution.sum(1)).all()
+
+
+def test_a_counter_that_nearly_stands_still_is_not_displaced_by_a_small_step():
+    """A spread takes in a tenth of the level: 100 and 101 are one level, however still 100 has been."""
+    scorer = Scorer(builtin("gru"), FoldConfig(tuple("abcd"), 60.0, "jump"))
+    x = 100 + 0.001 * torch.randn(900, 1, 4, generator=torch.Generator().manual_seed(2))
+    x[700:] += 1.0
+    times = START_MS + MINUTE_MS * torch.arange(900)[:, None]
+    parts, _ = play(scorer, x, times, [100], detail=True)
+    assert float(torch.cat([part.trace.entity_displacement for part in parts])[100:].max()) == 0.0
