@@ -126,7 +126,7 @@ def table_of(shown: Explanation, at: int) -> Table:
     title = f"{shown.stream_id}, {utc(int(shown.times_ms[at]))[:4]}, {_version(shown)}"
     table = Table(title=title, title_justify="left", header_style="bold", box=None)
     names = ["time (UTC)", "observed", "expected", "band", "score", "thresh.", "verdict", "signal", "side"]
-    names += ["gate", "S", "A", "d"] if is_single else ["s", "d"]
+    names += ["gate", "S", "A", "d"] if is_single else ["s", "displ.", "d"]
     if several:
         names.insert(1, "feature")
     for name in names:
@@ -152,7 +152,7 @@ def _cells(e: Explanation, i: int, is_single: bool) -> list[str]:
     of_kind = (
         [_share(e.opening[i, feature]), f"{e.level[i, feature]:.2g}", f"{e.activity[i, feature]:.2g}"]
         if is_single
-        else [_number(e.entity[i])]
+        else [_number(e.entity[i]), _number(e.entity_displacement[i])]
     )
     return [
         utc(int(e.times_ms[i]))[5:],

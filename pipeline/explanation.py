@@ -71,8 +71,8 @@ class Explanation:
         ``(T, F)``: S as it counts; S before suppression of repeats; the record it is made of, before the gate; g, the
         gate; A; how far the mean of late is from the usual one, in standard deviations; how many times more than of
         late it usually moves, less one.
-    entity
-        ``(T,)`` s, for several features.
+    entity, entity_displacement
+        ``(T,)`` of several features: s; how many spreads beyond five the three farthest are from their usual level.
     controller
         ``(T,)`` d in nats: by how much earlier alarms raise the threshold.
     peak
@@ -104,6 +104,7 @@ class Explanation:
     displacement: Float32
     stillness: Float32
     entity: Float32
+    entity_displacement: Float32
     controller: Float32
     peak: Float32
 
@@ -141,7 +142,7 @@ _OF_SCORES = ("times_ms", "score", "threshold", "verdict", "signal", "feature")
 _OF_EVIDENCE = ("observed", "expected", "band_low", "band_high", "direction", "peak")
 _OF_TRACE = (
     *("contribution", "level", "raw_level", "record", "gate", "activity", "displacement", "stillness"),
-    *("entity", "controller"),
+    *("entity", "entity_displacement", "controller"),
 )
 _COLUMNS = (*_OF_SCORES, *_OF_EVIDENCE, *_OF_TRACE, "versions", "event")
 

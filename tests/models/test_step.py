@@ -404,7 +404,7 @@ def test_levels_that_stay_away_are_evidence_when_forecasts_have_caught_up():
     assert (signal == SIGNALS.index("displacement")).all()
     assert (nats > 3.0).all()
     contribution = torch.cat([part.trace.contribution for part in parts])[1350:, 0]
-    assert (contribution[:, :3].sum(1) > 0.9 * contribution.sum(1)).all()
+    assert (contribution[:, :3].sum(1) > 0.8 * contribution.sum(1)).all()
 
 
 def test_a_counter_that_nearly_stands_still_is_not_displaced_by_a_small_step():
