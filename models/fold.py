@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from models.step import Scorer
 
 GAP_INTERVALS = 1.5
+# Without an interval in the profile: events come in bursts, and a pause between two of them is no gap.
+GAP_OF_EVENTS = 10.0
 AGED_TO = 100.0
 AGEING = 500.0
 INTERVAL_WINDOW = 500.0
-INTERVAL_CAP = 10.0
 FORECAST_BOUND = 1e17
 
 
@@ -163,11 +164,12 @@ class Fold:
             return None
         if self.config.interval_s is not None:
             intervals = elapsed / self.config.interval_s
+            gap = intervals > GAP_INTERVALS
         else:
             known = life.intervals > 0
             intervals = torch.where(known, elapsed / life.interval_s.clamp_min(1e-6), 0.0)
             self._fold_interval(elapsed)
-        gap = intervals > GAP_INTERVALS
+            gap = intervals > GAP_OF_EVENTS
         life.forecasts.masked_fill_(gap, 0.0)
         life.count.copy_(_aged(life.count, intervals, gap))
         wide, rows = self._per_feature(intervals), self._per_feature(gap)
@@ -177,12 +179,12 @@ class Fold:
         return rows
 
     def _fold_interval(self, elapsed: Tensor) -> None:
-        """Move ew(dt, 500), dt capped at ten times it after 20 updates: one pause must not hide the next."""
+        """Move ew(dt, 500). One pause may double it after 20 updates, but no more."""
         life = self.hand.life
         weight = (elapsed > 0).to(elapsed.dtype)
-        bound = torch.where(life.intervals >= 20, life.interval_s * INTERVAL_CAP, torch.inf)
+        bound = torch.where(life.intervals >= 20, life.interval_s * 2.0, torch.inf)
         rate = torch.reciprocal(life.intervals + 1.0).clamp_min_(1.0 / INTERVAL_WINDOW).mul_(weight)
-        life.interval_s.lerp_(torch.minimum(elapsed, bound), rate)
+        torch.minimum(torch.lerp(life.interval_s, elapsed, rate), bound, out=life.interval_s)
         life.intervals.add_(weight)
 
     def _observations_per_alarm(self) -> Tensor | float:

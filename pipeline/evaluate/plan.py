@@ -94,9 +94,9 @@ PLANS = {
         ("kdd99/http", "kdd99/smtp"),
         Plan("coupled", "values", is_each_apart=True, part=Part(rows=25_000, begin="events")),
     ),
-    "modbus": Plan("jump", "entity_unrest", is_each_apart=True, quick=Part(longest=2_000)),
-    "zeek": Plan("jump", "entity_unrest", is_each_apart=True, quick=Part(longest=2_000)),
-    "ctu13": Plan("jump", "entity_unrest", is_each_apart=True, part=Part(rows=25_000, begin="events")),
+    "modbus": Plan("jump", is_each_apart=True, quick=Part(longest=2_000)),
+    "zeek": Plan("jump", is_each_apart=True, quick=Part(longest=2_000)),
+    "ctu13": Plan("jump", is_each_apart=True, part=Part(rows=25_000, begin="events")),
 }
 _UNKNOWN = Plan(clean="prefix", quick=Part(rows=5_000, begin="events"))
 

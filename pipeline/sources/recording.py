@@ -182,9 +182,9 @@ def _open_manifest(folder: Path, file: str | None = None) -> Recording:
 def _load_series(folder: Path, series: _Series) -> RecordedStream:
     table = read_table(folder / series.file, series.timestamp_kind, frozenset(series.categorical_features))
     missing = [name for name in series.features if name not in table.columns and name not in table.dropped]
-    if missing or (series.rows is not None and series.rows != len(table.times_ms)):
+    if missing or (series.rows is not None and series.rows != len(table.times_us)):
         raise ConfigurationError(
-            f"{folder / series.file}: {len(table.times_ms)} rows and columns {list(table.columns)} are not what the "
+            f"{folder / series.file}: {len(table.times_us)} rows and columns {list(table.columns)} are not what the "
             f"manifest says ({series.rows} rows, {series.features})"
         )
     [stream] = _streams_of(table, series.name)
@@ -235,29 +235,47 @@ def _stem(path: Path) -> str:
 
 def _streams_of(table: Table, name: str) -> list[RecordedStream]:
     """One stream per stream id in the table, rows in their order; the whole table as ``name`` where it has none."""
-    values = np.column_stack(list(table.columns.values())) if table.columns else np.zeros((len(table.times_ms), 0))
+    values = np.column_stack(list(table.columns.values())) if table.columns else np.zeros((len(table.times_us), 0))
     values = np.ascontiguousarray(values, np.float32)
     if table.stream_ids is None:
-        rows_of = {name: np.arange(len(table.times_ms))}
+        rows_of = {name: np.arange(len(table.times_us))}
     else:
         numbers = {stream_id: number for number, stream_id in enumerate(dict.fromkeys(table.stream_ids))}
         number_of_row = np.fromiter((numbers[stream_id] for stream_id in table.stream_ids), np.int64)
         order = np.argsort(number_of_row, kind="stable")
         parts = np.split(order, np.cumsum(np.bincount(number_of_row))[:-1])
         rows_of = dict(zip(numbers, parts, strict=True))
-    return [
-        RecordedStream(
-            stream_id,
-            tuple(table.columns),
-            _regular_interval_s(table.times_ms[rows]),
-            table.times_ms[rows],
-            values[rows],
-            None if table.labels is None else table.labels[rows],
-            clock=table.clock,
-            dropped=table.dropped,
+    streams = []
+    for stream_id, rows in rows_of.items():
+        times_ms = _event_times_ms(table.times_us[rows])
+        labels = None if table.labels is None else table.labels[rows]
+        streams.append(
+            RecordedStream(
+                stream_id,
+                tuple(table.columns),
+                _regular_interval_s(times_ms),
+                times_ms,
+                values[rows],
+                labels,
+                clock=table.clock,
+                dropped=table.dropped,
+            )
         )
-        for stream_id, rows in rows_of.items()
-    ]
+    return streams
+
+
+def _event_times_ms(times_us: Int64) -> Int64:
+    """Event times of one stream, in whole ms, in which equal times are repeats and what is earlier is late.
+
+    Packets of one ms are neither: what came later in the source comes at the next ms that is free. Times that repeat
+    or step back in the source still do.
+    """
+    before = np.maximum.accumulate(np.concatenate(([np.iinfo(np.int64).min], times_us[:-1])))
+    is_newest, times_ms = times_us > before, times_us // 1000
+    rank = np.cumsum(is_newest)
+    moved = np.maximum.accumulate((times_ms - rank)[is_newest]) + rank[is_newest]
+    times_ms[times_us >= before] = moved[(rank - 1)[times_us >= before]]
+    return times_ms
 
 
 def _regular_interval_s(times_ms: Int64) -> float | None:

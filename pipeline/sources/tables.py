@@ -5,7 +5,7 @@ An empty cell, null or NaN is a missing value. A feature with anything that is n
 ``Table.dropped``. JSON Lines may also hold windows as producers send them (see :mod:`pipeline.wire`).
 
 Timestamps: ISO 8601 (UTC where no zone is given), ``seconds`` or ms since the epoch or since the first row, or a
-plain row number, which is taken as seconds. What is finer than a ms is cut off.
+plain row number, which is taken as seconds. What is finer than a microsecond is cut off.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TimestampKind = Literal["iso8601", "seconds", "row_index"]
 _ROWS_AT_ONCE = 20_000
 _TIMESTAMP, _STREAM, _LABEL = ("timestamp", "time"), "stream_id", "label"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
+_MICROSECOND = timedelta(microseconds=1)
 # Numbers from here on are ms since the epoch (1973 as ms, the year 5138 as seconds); seconds from here on are a clock.
 _MILLISECONDS_FROM = 1e11
 _CLOCK_FROM_S = 1e8
@@ -45,7 +45,7 @@ _CLOCK_FROM_S = 1e8
 class Table:
     """A recorded table: ``(T,)`` columns in the order of the file; ``stream_ids`` where rows name their stream."""
 
-    times_ms: Int64
+    times_us: Int64
     columns: dict[str, Float32]
     labels: UInt8 | None
     stream_ids: list[str] | None
@@ -107,7 +107,7 @@ class _Collector:
             if name == self._time:
                 if self._kind is None:
                     self._kind, self._clock = _kind_of(column[0])
-                self._times.append(_times_ms(column, self._kind))
+                self._times.append(_times_us(column, self._kind))
             elif name == _STREAM:
                 self._streams.extend(map(str, column))
             elif name == _LABEL:
@@ -124,7 +124,7 @@ class _Collector:
         if not self._times:
             raise ValueError("no rows")
         return Table(
-            times_ms=np.concatenate(self._times),
+            times_us=np.concatenate(self._times),
             columns={name: np.concatenate(parts) for name, parts in self._numbers.items()},
             labels=np.concatenate(self._labels) if _LABEL in self._names else None,
             stream_ids=self._streams if _STREAM in self._names else None,
@@ -142,19 +142,19 @@ def _kind_of(cell: Any) -> tuple[TimestampKind, bool]:
     return "seconds", number >= _CLOCK_FROM_S
 
 
-def _times_ms(column: Sequence[Any], kind: TimestampKind) -> Int64:
+def _times_us(column: Sequence[Any], kind: TimestampKind) -> Int64:
     if kind == "iso8601":
-        return np.fromiter((_iso_ms(cell) for cell in column), np.int64, len(column))
+        return np.fromiter((_iso_us(cell) for cell in column), np.int64, len(column))
     numbers = np.fromiter(map(float, column), np.float64, len(column))
     if not np.isfinite(numbers).all():
         raise ValueError("a timestamp is missing")
     in_ms = kind == "seconds" and numbers[0] >= _MILLISECONDS_FROM
-    return np.floor(numbers if in_ms else numbers * 1000 + 1e-3).astype(np.int64)
+    return np.rint(numbers * (1e3 if in_ms else 1e6)).astype(np.int64)
 
 
-def _iso_ms(cell: str) -> int:
+def _iso_us(cell: str) -> int:
     time = datetime.fromisoformat(cell)
-    return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // _MILLISECOND
+    return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 
 def _numbers(column: Sequence[Any]) -> Float32 | None:
@@ -236,7 +236,7 @@ def _from_windows(lines: Sequence[bytes]) -> Table:
         for found, length in zip(labels, decoded.lengths.tolist(), strict=True)
     ]
     return Table(
-        times_ms=decoded.times_ms,
+        times_us=decoded.times_ms * 1000,
         columns={name: decoded.values[:, i] for i, name in enumerate(profile.features)},
         labels=np.concatenate(joined) if any(found is not None for found in labels) else None,
         stream_ids=np.repeat(np.array(decoded.stream_ids, object), decoded.lengths).tolist(),
@@ -251,6 +251,7 @@ def _from_windows(lines: Sequence[bytes]) -> Table:
 def _read_parquet(path: Path, kind: TimestampKind | None, categorical: frozenset[str]) -> Table:
     try:
         import pyarrow as pa
+        from pyarrow import compute as pc
         from pyarrow import parquet
     except ImportError as exc:
         raise ConfigurationError(f"{path}: Parquet needs pyarrow: pip install 'tidewatch[parquet]'") from exc
@@ -264,7 +265,8 @@ def _read_parquet(path: Path, kind: TimestampKind | None, categorical: frozenset
     for name in names:
         column = read.column(name)
         if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.timestamp("ms", tz=column.type.tz), safe=False).cast(pa.int64())
+            since_epoch = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False).cast(pa.int64())
+            column = pc.divide(since_epoch.cast(pa.float64()), 1e6)
         columns.append(column.to_pylist())
     collector.add(columns)
     return collector.table()

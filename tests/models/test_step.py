@@ -256,6 +256,48 @@ def test_short_delay_is_no_gap():
     assert rows.feature[0, 0, scorer.layout.columns("normaliser.count")].item() == 100
 
 
+def events(steps_s):
+    """One value per event of a stream without an interval, with these seconds before each: series and times."""
+    times = START_MS + np.cumsum(np.round(1000 * np.asarray(steps_s)).astype(np.int64))
+    x = np.random.default_rng(3).normal(size=(len(times), 1, 1))
+    return torch.tensor(x, dtype=torch.float32), torch.tensor(times)[:, None]
+
+
+def test_budget_of_events_follows_their_mean_rate():
+    """Packets come in bursts of fifty within 50 ms, one a second: the budget is that of 50 observations a second."""
+    scorer = make_scorer(features=1, interval_s=None)
+    x, times = events(np.where(np.arange(3000) % 50 == 0, 0.951, 0.001))
+    parts, rows = play(scorer, x, times, [100])
+    assert rows.entity[0, scorer.layout.columns("life.interval_s")].item() == pytest.approx(0.02, rel=0.1)
+    controller = rows.entity[0, scorer.layout.columns("life.controller")].item()
+    expected = (np.log(86_400 * 50) + controller) / np.log(10)
+    assert parts[-1].threshold[-1, 0].item() == pytest.approx(expected, abs=0.05)
+
+
+def test_pauses_between_events_are_no_gaps():
+    """Arrivals at random: hardly one is a gap, so statistics keep their age; a pause of a hundred intervals is one."""
+    scorer = make_scorer(features=1, interval_s=None)
+    steps = np.random.default_rng(4).exponential(1.0, 2001) + 0.002
+    steps[-1] = 100.0
+    x, times = events(steps)
+    _, rows = play(scorer, x[:-1], times[:-1], [100])
+    count, forecasts = scorer.layout.columns("normaliser.count"), scorer.layout.columns("life.forecasts")
+    assert rows.feature[0, 0, count].item() > 1900
+    assert rows.entity[0, forecasts].item() == 8
+    scorer.score(rows, torch.tensor([0]), x[-1:], times[-1:], times[-2])
+    assert rows.entity[0, forecasts].item() == 1
+
+
+def test_one_pause_at_most_doubles_the_mean_interval():
+    """A month of silence must not make a minute's stream look like a daily one."""
+    scorer = make_scorer(features=1, interval_s=None)
+    steps = np.full(300, 60.0)
+    steps[200] = 30 * 86_400.0
+    x, times = events(steps)
+    _, rows = play(scorer, x, times, [100])
+    assert 60 < rows.entity[0, scorer.layout.columns("life.interval_s")].item() <= 120
+
+
 def test_level_shift_alarms_and_is_absorbed():
     """A lasting shift opens an alert in time, then becomes normal: bounded attention, no lock-out."""
     scorer = make_scorer(features=1)

@@ -120,6 +120,16 @@ def test_timestamps_are_understood_however_written(
     assert (one.name, one.clock) == ("x", clock)
 
 
+def test_packets_of_one_millisecond_stay_apart_and_repeats_stay_repeats(tmp_path: Path) -> None:
+    """Event time is in whole ms: what only that makes equal goes to the next free one; what was equal or late stays."""
+    seconds = [("a", "10.000100"), ("b", "10.000150"), ("a", "10.000250"), ("a", "10.000251"), ("a", "10.000251")]
+    seconds += [("a", "10.001900"), ("a", "9.5"), ("a", "10.002000"), ("a", "10.5"), ("b", "10.000200")]
+    rows = "".join(f"{name},{time},1\n" for name, time in seconds)
+    recording = open_recording(write_csv(tmp_path / "x.csv", f"stream_id,timestamp,value\n{rows}"))
+    assert recording["a"].times_ms.tolist() == [10_000, 10_001, 10_002, 10_002, 10_003, 9_500, 10_004, 10_500]
+    assert recording["b"].times_ms.tolist() == [10_000, 10_001]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three series with a manifest, one for each kind of timestamp."""
