@@ -31,6 +31,10 @@ from models.pretrained import PooledTail, PooledTails
 from models.row import has_season
 from models.tail import ClusterTail, Prior, RateTail
 
+# The residual of an entity that stands still sinks, and hardly varies: its least stir would then be an event of the
+# century. Its tail is not taken for lower or steeper than a third of the pooled one.
+LEAST_OF_ENTITY = 1.0 / 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class Priors:
@@ -55,9 +59,16 @@ class Priors:
                 pooled.displacement,
                 pooled.stillness,
             ),
-            Prior.of(like, pooled.entity, pooled.entity_mean, pooled.entity_rms, pooled.entity_displacement),
-            Prior.of(like, pooled.values),
-            Prior.of(like, pooled.residuals),
+            Prior.of(
+                like,
+                pooled.entity,
+                pooled.entity_mean,
+                pooled.entity_rms,
+                pooled.entity_displacement,
+                least=LEAST_OF_ENTITY,
+            ),
+            Prior.of(like, pooled.values, least=LEAST_OF_ENTITY),
+            Prior.of(like, pooled.residuals, least=LEAST_OF_ENTITY),
         )
 
 

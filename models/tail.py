@@ -63,16 +63,26 @@ NO_EVENT, OPENED, UPDATED, RESOLVED = 0, 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """Pooled tails of the W kinds of evidence of a :class:`ClusterTail`: ``(W, 1)`` each, ``(1,)`` where W = 1."""
+    """Pooled tails of the W kinds of evidence of a :class:`ClusterTail`: ``(W, 1)`` each, ``(1,)`` where W = 1.
+
+    ``least_level`` and ``least_beta`` bound what a stream may learn.
+    """
 
     level: Tensor
     rate: Tensor
     beta: Tensor
+    least_level: Tensor
+    least_beta: Tensor
 
     @classmethod
-    def of(cls, like: Tensor, *pooled: PooledTail) -> Prior:
-        """The prior of some kinds, of the type and on the device of ``like``."""
-        numbers = like.new_tensor([[tail.level, tail.rate, tail.beta] for tail in pooled])
+    def of(cls, like: Tensor, *pooled: PooledTail, least: float = 0.0) -> Prior:
+        """The prior of some kinds, of the type and on the device of ``like``; ``least`` is a share of it."""
+        numbers = like.new_tensor(
+            [
+                (it.level, it.rate, it.beta, max(LEAST_QUANTILE, least * it.level), max(LEAST_BETA, least * it.beta))
+                for it in pooled
+            ]
+        )
         return cls(*(numbers.unsqueeze(2) if len(pooled) > 1 else numbers).unbind(1))
 
 
@@ -120,7 +130,7 @@ class ClusterTail:
         self.below.add_(inside * weight).mul_(1.0 - exceeds)
         ends = inside * weight * (self.below >= CLUSTER_QUIET)
         self.length.add_(torch.maximum(inside, begins) * weight).mul_(1.0 - ends)
-        self._learn_peak(ends)
+        self._learn_peak(ends, prior)
         behind = age + PRIOR_CLUSTERS / prior.rate
         self.rate.lerp_(begins, torch.reciprocal(behind).clamp_min_(1.0 / TAIL_WINDOW).mul_(weight))
         self.rate.clamp_min_(1.0 / TAIL_WINDOW)  # a memory of so many observations knows of nothing rarer
@@ -130,15 +140,16 @@ class ClusterTail:
         patience = torch.reciprocal(self.length * (1.0 / CLUSTER_PATIENCE) + 1.0).clamp_min_(CLUSTER_LEAST_STEP)
         step = torch.reciprocal(age + 1.0).clamp_min_(1.0 / TAIL_WINDOW) * weight * patience
         pull = torch.where(exceeds > 0, (1.0 - TAIL_SHARE) / TAIL_SHARE, -1.0)
-        self.quantile.add_(step * deviation * pull).clamp_min_(LEAST_QUANTILE)
+        self.quantile.copy_(torch.maximum(self.quantile + step * deviation * pull, prior.least_level))
         self.quantile.mul_((self.length > LASTING) * exceeds * (1.0 / LASTING) + 1.0)
         moved = torch.lerp(deviation, distance, step).clamp_min_(LEAST_DEVIATION)
         self.deviation.copy_(torch.where(weight > 0, moved, self.deviation))
 
-    def _learn_peak(self, ends: Tensor) -> None:
+    def _learn_peak(self, ends: Tensor, prior: Prior) -> None:
         """Move beta by the peaks of the clusters that end."""
         rate = torch.reciprocal(self.clusters + PRIOR_CLUSTERS + 1.0).clamp_min_(SLOWEST_BETA).mul_(ends)
-        self.beta.lerp_(torch.minimum(self.peak, CLUSTER_CAP * self.beta), rate).clamp_min_(LEAST_BETA)
+        learned = torch.lerp(self.beta, torch.minimum(self.peak, CLUSTER_CAP * self.beta), rate)
+        self.beta.copy_(torch.maximum(learned, prior.least_beta))
         self.clusters.add_(ends)
 
 

@@ -98,6 +98,19 @@ def test_tail_survives_long_silence():
     assert float(tail.nats(aged(0.05), aged(3000), PRIOR)) < 4.0
 
 
+@pytest.mark.parametrize(("least", "decades"), [(0.0, (8, 100)), (1 / 3, (1, 5))])
+def test_stir_of_what_stood_still_is_weighed_against_others(least, decades):
+    """Frozen sensors that move again are no event of the century, where a share of the pooled tail bounds their own."""
+    prior = Prior.of(torch.zeros(0), PooledTail(3.0, 0.005, 0.3), least=least)
+    tail = ClusterTail(*torch.zeros(8, 1))
+    tail.start_from(prior)
+    frozen = 0.5 + 0.01 * torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    for age, s in enumerate(frozen.unsqueeze(1), 20):
+        tail.fold(s, torch.full((1,), float(age)), torch.ones(1), prior)
+    nats = float(tail.nats(torch.full((1,), 1.1), torch.full((1,), 2e4), prior))
+    assert decades[0] < nats / math.log(10) < decades[1]
+
+
 def test_evidence_that_lies_at_its_quantile_is_none_however_rare_its_clusters():
     """What hardly varies lies at its own q: a total that grows at one pace must not alarm some months later."""
     tail, prior = ClusterTail(*torch.zeros(8, 1)), Prior.of(torch.zeros(0), POOLED)
