@@ -21,7 +21,6 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.checks.row import table
 from pipeline.clock import SystemClock
 from pipeline.errors import DecodeError
 from pipeline.open_alerts import OpenAlerts
@@ -33,6 +32,7 @@ from pipeline.topics.base import Instant, parse_time
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import decode_alert, decode_many, encode_alert, iso_time
 from pipeline.wiring import build_cluster
+from pipeline.wording import strongest_feature, table
 
 EXAMPLES = """\
 examples:
@@ -179,19 +179,11 @@ def _table(alerts: Iterable[Alert]) -> list[str]:
             "resolved" if alert.event == EVENTS[RESOLVED] else "open",
             *(alert.severity, alert.stream_id, alert.signal),
             f"{alert.peak_score:.1f}" if np.isfinite(alert.peak_score) else "",
-            _strongest(alert),
+            strongest_feature(alert),
         )
         for alert in alerts
     ]
     return table(head, rows, right=(6,))
-
-
-def _strongest(alert: Alert) -> str:
-    if not alert.features:
-        return ""
-    it = alert.features[0]
-    seen = "missing" if it.observed is None else f"{it.observed:.4g}"
-    return f"{it.name} {seen}, expected {it.expected:.4g} ({it.band[0]:.4g} to {it.band[1]:.4g})"
 
 
 def _tail(events: Iterable[Alert], args: argparse.Namespace) -> int:
@@ -203,7 +195,7 @@ def _tail(events: Iterable[Alert], args: argparse.Namespace) -> int:
             print(_json(alert), flush=True)
         else:
             line = f"{iso_time(alert.time_ms)[:19]}  {alert.event:<8}  {alert.severity:<8}  {alert.alert_id[:10]}"
-            print(f"{line}  {alert.stream_id}  {alert.signal}  {_strongest(alert)}", flush=True)
+            print(f"{line}  {alert.stream_id}  {alert.signal}  {strongest_feature(alert)}", flush=True)
     return EXIT_OK
 
 
@@ -231,7 +223,7 @@ def _show(events: list[Alert], args: argparse.Namespace, settings: Settings, clu
     for alert in life:
         score = f"score {alert.score:.1f}, threshold {alert.threshold:.1f}  " if np.isfinite(alert.score) else ""
         console.print(f"  {iso_time(alert.time_ms)[:19]}  {alert.event:<8}  {score}{alert.signal}  ", end="")
-        console.print(escape(_strongest(alert)))
+        console.print(escape(strongest_feature(alert)))
     strongest = next((alert.features[0].name for alert in life if alert.features), None)
     if strongest is not None and len(times_ms):
         feature = settings.profiles[first.profile].features.index(strongest)

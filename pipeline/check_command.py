@@ -18,11 +18,12 @@ from pipeline.checks.histories import check_histories
 from pipeline.checks.kafka import check_kafka
 from pipeline.checks.need import Need, check_needs, need_of
 from pipeline.checks.redis import check_redis
-from pipeline.checks.row import cost_of, describe_row, gigabytes, layout_of, table
+from pipeline.checks.row import cost_of, describe_row, gigabytes, layout_of
 from pipeline.checks.versions import check_versions
 from pipeline.errors import ConfigurationError
 from pipeline.settings import Settings
 from pipeline.wiring import apply_threads, build_cluster, choose_device, fold_threads, security_options
+from pipeline.wording import table
 
 EXIT_OK, EXIT_PROBLEMS = 0, 1
 

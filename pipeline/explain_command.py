@@ -44,8 +44,9 @@ from pipeline.settings import Settings
 from pipeline.sources.record_file import is_record_file
 from pipeline.sources.recording import RecordedStream
 from pipeline.topics.base import parse_time
-from pipeline.wire import decode_many
+from pipeline.wire import decode_many, iso_time
 from pipeline.wiring import apply_threads, build_cluster, build_engine, choose_device
+from pipeline.wording import against
 
 BATCH_RECORDS = 5_000
 
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     shown = whole.part(begin, at + args.after + 1)
     Console(highlight=False, width=max(console.width, TABLE_WIDTH)).print(table_of(shown, at - begin))
     if whole.times_ms[at] != asked_ms:
-        console.print(f"There is no observation at {args.at}; the closest one is {utc(int(whole.times_ms[at]))}.")
+        console.print(f"There is no observation at {args.at}; the closest one is {iso_time(int(whole.times_ms[at]))}.")
     console.print(escape(sentence(whole, at)))
     if args.png is not None:
         _draw(whole, at, args, labels)
@@ -146,20 +147,21 @@ def _version(shown: Explanation) -> str:
 
 def _cells(e: Explanation, i: int, is_single: bool) -> list[str]:
     feature = e.strongest_feature(i)
-    low, high = e.band_low[i, feature], e.band_high[i, feature]
+    band = float(e.band_low[i, feature]), float(e.band_high[i, feature])
+    observed, expected, between = against(float(e.observed[i, feature]), float(e.expected[i, feature]), band)
     event = EVENTS[int(e.event[i])]
     verdict = VERDICTS[int(e.verdict[i])].replace("_", " ")
     of_kind = (
         [_share(e.opening[i, feature]), f"{e.level[i, feature]:.2g}", f"{e.activity[i, feature]:.2g}"]
         if is_single
-        else [_number(e.entity[i]), _number(e.entity_displacement[i])]
+        else [_plain(e.entity[i]), _plain(e.entity_displacement[i])]
     )
     return [
-        utc(int(e.times_ms[i]))[5:],
+        _time(e, i),
         e.features[feature],
-        _number(e.observed[i, feature]),
-        _number(e.expected[i, feature]),
-        f"{_number(low)} to {_number(high)}" if np.isfinite(low) else "",
+        observed,
+        expected,
+        between,
         f"{e.score[i]:.2f}" if np.isfinite(e.score[i]) else "–",
         f"{e.threshold[i]:.2f}",
         EVENT_WORDS.get(event, verdict),
@@ -170,8 +172,16 @@ def _cells(e: Explanation, i: int, is_single: bool) -> list[str]:
     ]
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}" if np.isfinite(value) else "–"
+def _time(e: Explanation, i: int) -> str:
+    """As much of the event time as tells it from its neighbours': to the minute, the second or the ms."""
+    closest = int(np.diff(e.times_ms).min(initial=60_000))
+    return iso_time(int(e.times_ms[i]))[5 : 16 if closest >= 60_000 else 19 if closest >= 1000 else 23].replace(
+        "T", " "
+    )
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else "–"
 
 
 def _share(value: float) -> str:

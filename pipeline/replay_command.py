@@ -24,12 +24,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from models.pretrained import Weights
@@ -74,6 +72,7 @@ from pipeline.topics.base import parse_time
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import iso_time
 from pipeline.wiring import apply_threads, build_cluster, build_worker, choose_device, fold_threads
+from pipeline.wording import strongest_feature, table
 from pipeline.worker import Worker
 
 SHOWN_ALERTS = 5
@@ -433,25 +432,18 @@ def _print_summary(console: Console, outputs: Outputs, seconds: float) -> None:
     console.print(f"{_counted(tally.opened, 'alert')}, {critical:,} of them critical")
     worst = tally.worst_alerts(SHOWN_ALERTS)
     if worst:
-        console.print(_table(worst))
+        console.print("worst alerts", *map(escape, _table(worst)), sep="\n")
     for path in outputs.files:
         console.print(f"written: {path}")
 
 
-def _table(alerts: Sequence[Alert]) -> Table:
-    table = Table(title="worst alerts", title_justify="left", box=None)
-    for name in ("stream", "onset", "peak", "threshold", "signal", "observed", "expected"):
-        justify: Literal["left", "right"] = "right" if name in ("peak", "threshold") else "left"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name == "onset")
-    for alert in alerts:
-        strongest = alert.features[0] if alert.features else None
-        observed = expected = ""
-        if strongest is not None:
-            seen = "missing" if strongest.observed is None else f"{strongest.observed:.4g}"
-            observed = f"{strongest.name} {seen}"
-            expected = f"{strongest.expected:.4g} ({strongest.band[0]:.4g} to {strongest.band[1]:.4g})"
-        table.add_row(
-            *(escape(alert.stream_id), iso_time(alert.onset_ms), f"{alert.peak_score:.1f}", f"{alert.threshold:.1f}"),
-            *(alert.signal, escape(observed), expected),
+def _table(alerts: Sequence[Alert]) -> list[str]:
+    head = ("onset (UTC)", "peak", "threshold", "signal", "stream", "strongest feature")
+    rows = [
+        (
+            *(iso_time(alert.onset_ms)[:19], f"{alert.peak_score:.1f}", f"{alert.threshold:.1f}"),
+            *(alert.signal, alert.stream_id, strongest_feature(alert)),
         )
-    return table
+        for alert in alerts
+    ]
+    return table(head, rows, right=(1, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -12,6 +12,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.registry import base_weights
 from pipeline.settings import Profile
 from pipeline.state.codec import FRAME
+from pipeline.wording import table
 
 STREAM_ID_BYTES = 24
 """Length of a stream id that the estimate assumes."""
@@ -137,17 +138,3 @@ def gigabytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} B"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Lines of a table; columns ``right`` are numbers. The last column may be as long as it likes."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join(padded).rstrip()
-
-    return [line(head), line(["-" * width for width in widths]), *map(line, rows)]

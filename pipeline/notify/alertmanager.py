@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.records import EVENTS, RESOLVED, Alert
 from pipeline.wire import iso_time
+from pipeline.wording import strongest_feature
 
 PATH = "/api/v2/alerts"
 NAME = "TidewatchAnomaly"
@@ -59,9 +60,4 @@ def _annotations(alert: Alert) -> dict[str, str]:
 
 def summary(alert: Alert) -> str:
     """One line for people."""
-    if not alert.features:
-        return f"{alert.stream_id}: {alert.signal}"
-    strongest = alert.features[0]
-    seen = "missing" if strongest.observed is None else f"{strongest.observed:.4g}"
-    low, high = strongest.band
-    return f"{alert.stream_id}: {strongest.name} is {seen}, expected {strongest.expected:.4g} ({low:.4g} to {high:.4g})"
+    return f"{alert.stream_id}: {strongest_feature(alert) or alert.signal}"

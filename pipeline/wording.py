@@ -1,0 +1,55 @@
+"""How numbers and alerts are said to people, in a line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pipeline.records import Alert
+
+LEAST_DIGITS, MOST_DIGITS = 4, 9
+PLAIN_BELOW = 1e12
+MISSING = "missing"
+
+
+def against(observed: float | None, expected: float, band: tuple[float, float]) -> tuple[str, str, str]:
+    """Observed, expected and band (``"a to b"``, empty without one), each exact to a tenth of the band's width."""
+    low, high = band
+    width = high - low
+    seen = MISSING if observed is None else number(observed, width)
+    between = f"{number(low, width)} to {number(high, width)}" if math.isfinite(width) else ""
+    return seen, number(expected, width), between
+
+
+def number(value: float, scale: float = 0.0) -> str:
+    """A number exact to a tenth of ``scale``, with four digits at least, and an exponent only where it needs one."""
+    if not math.isfinite(value):
+        return "–"
+    digits = LEAST_DIGITS
+    if value and 0 < scale < math.inf:
+        digits = min(MOST_DIGITS, max(LEAST_DIGITS, math.ceil(math.log10(abs(value) / scale)) + 2))
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text and abs(value) < PLAIN_BELOW else text
+
+
+def strongest_feature(alert: Alert) -> str:
+    """``pressure is 4.21, expected 4.1 (4.02 to 4.17)``; empty where no feature is named."""
+    if not alert.features:
+        return ""
+    it = alert.features[0]
+    observed, expected, band = against(it.observed, it.expected, it.band)
+    return f"{it.name} is {observed}, expected {expected} ({band})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Lines of a table; columns ``right`` are numbers. The last column may be as long as it likes."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(padded).rstrip()
+
+    return [line(head), line(["-" * width for width in widths]), *map(line, rows)]

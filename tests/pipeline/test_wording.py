@@ -1,0 +1,30 @@
+"""What people read of an alert tells them what was wrong."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pipeline.wording import against
+
+
+@pytest.mark.parametrize(
+    ("observed", "expected", "band", "said"),
+    [
+        (18_373_360.0, 18_373_606.0, (18_373_512.0, 18_373_700.0), ("18373360", "18373606", "18373512 to 18373700")),
+        (79.018745, 79.018801, (79.01829, 79.01932), ("79.01874", "79.0188", "79.01829 to 79.01932")),
+        (3069.0, 0.971744, (-0.100658, 2.6941), ("3069", "0.9717", "-0.1007 to 2.694")),
+        (2_945_024.0, 59.4884, (-289.518, 1228.05), ("2945024", "59.49", "-289.5 to 1228")),
+        (None, 4.1, (4.02, 4.17), ("missing", "4.1", "4.02 to 4.17")),
+        (9.0, 5.0, (5.0, 5.0), ("9", "5", "5 to 5")),
+        (0.0, 0.0, (-1e-9, 1e-9), ("0", "0", "-1e-09 to 1e-09")),
+        (2.5e16, 1.0, (0.0, 2.0), ("2.5e+16", "1", "0 to 2")),
+        (1.0, math.nan, (math.nan, math.nan), ("1", "–", "")),
+    ],
+)
+def test_numbers_show_where_the_observation_lies_in_its_band(
+    observed: float | None, expected: float, band: tuple[float, float], said: tuple[str, str, str]
+) -> None:
+    """Large numbers that hardly differ have digits enough to differ on paper; small ones have no idle digits."""
+    assert against(observed, expected, band) == said
