@@ -32,7 +32,8 @@ from models.row import has_season
 from models.tail import ClusterTail, Prior, RateTail
 
 # The residual of an entity that stands still sinks, and hardly varies: its least stir would then be an event of the
-# century. Its tail is not taken for lower or steeper than a third of the pooled one.
+# century. Its tail is not taken for lower or steeper than a third of the pooled one. Displacement needs no bound: it is
+# 0 within five spreads, and a stream that stands still keeps a spread.
 LEAST_OF_ENTITY = 1.0 / 3.0
 
 
@@ -65,10 +66,10 @@ class Priors:
                 pooled.entity_mean,
                 pooled.entity_rms,
                 pooled.entity_displacement,
-                least=LEAST_OF_ENTITY,
+                least=(LEAST_OF_ENTITY, LEAST_OF_ENTITY, LEAST_OF_ENTITY, 0.0),
             ),
-            Prior.of(like, pooled.values, least=LEAST_OF_ENTITY),
-            Prior.of(like, pooled.residuals, least=LEAST_OF_ENTITY),
+            Prior.of(like, pooled.values, least=(LEAST_OF_ENTITY,)),
+            Prior.of(like, pooled.residuals, least=(LEAST_OF_ENTITY,)),
         )
 
 

@@ -259,14 +259,14 @@ class Fold:
             self._found.append(self._grounds(o, look, found).index_select(1, rows))
 
     def _grounds(self, o: Observed, look: Look, found: StreamEvidence) -> Tensor:
-        """``(17, R)``: what evidence is made of; NaN where it does not exist."""
+        """``(18, R)``: what evidence is made of; NaN where it does not exist."""
         nowhere = torch.full_like(o.mean, torch.nan)
-        gate, displaced = nowhere, nowhere
+        gate, displaced, usual = nowhere, nowhere, nowhere
         if look.single is not None and self.chain.single is not None:
             gate, bearing = look.single.gate, self.chain.single.bearing
-            displaced = bearing.level - bearing.usual_level
+            usual, displaced = bearing.usual_level, bearing.level - bearing.usual_level
         elif look.jump is not None:
-            displaced = look.jump.deviation
+            usual, displaced = o.sight.x - look.jump.deviation, look.jump.deviation
         numbers = (
             torch.where(o.moves.valid, o.sight.x, nowhere),
             o.mean,
@@ -276,6 +276,7 @@ class Fold:
             torch.where(o.has_4 > 0, o.forecast_4, nowhere),
             torch.where(o.has_8 > 0, o.forecast_8, nowhere),
             displaced,
+            usual,
         )
         return torch.cat((torch.stack(numbers), o.mixture))
 

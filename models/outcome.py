@@ -25,7 +25,7 @@ TOLD = (
 )
 """What a fold says of a cell, one number each."""
 
-GROUNDS = 17
+GROUNDS = 18
 """Numbers of a feature that evidence is made of: x (NaN where missing), m, sigma, nats, gate, forecasts made 4 and 8
 observations earlier, distance of the level of late from the usual one, and the nine of the one-step mixture."""
 
@@ -80,8 +80,9 @@ class Evidence:
     ----------
     s, n
         ``(E,)`` int64: the cell.
-    observed, expected, band_low, band_high, nats
-        ``(E, F)``: raw units (NaN where missing); band = 1 and 99 % points of the one-step mixture.
+    observed, expected, band_low, band_high, usual, nats
+        ``(E, F)``: raw units (NaN where missing); band = 1 and 99 % points of the one-step mixture; the usual level,
+        which displacement is measured from (NaN where the profile's evidence has none).
     direction
         ``(E,)`` int8: -1 below, +1 above what was expected (of a displacement, what was usual), 0 none.
     gate, forecast_4, forecast_8
@@ -96,6 +97,7 @@ class Evidence:
     expected: Tensor
     band_low: Tensor
     band_high: Tensor
+    usual: Tensor
     nats: Tensor
     direction: Tensor
     gate: Tensor
@@ -153,7 +155,7 @@ def step_scores(told: Tensor, cells: Tensor, grounds: Tensor, features: int, tra
     cells
         ``(2, E)`` int64: s and n of the cells whose evidence is wanted.
     grounds
-        ``(17, E F)``: what that is made of (see :data:`GROUNDS`), the features of a cell side by side.
+        ``(18, E F)``: what that is made of (see :data:`GROUNDS`), the features of a cell side by side.
     """
     of = dict(zip(TOLD, told.unbind(1), strict=True))
     nothing = of["score"] == 0
@@ -171,12 +173,12 @@ def step_scores(told: Tensor, cells: Tensor, grounds: Tensor, features: int, tra
 
 
 def _evidence(told: Tensor, cells: Tensor, grounds: Tensor, features: int) -> Evidence:
-    """Evidence of E cells from what was told of them ``(E, 11)`` and its grounds ``(17, E F)``."""
+    """Evidence of E cells from what was told of them ``(E, 11)`` and its grounds ``(18, E F)``."""
     if not len(told):
         return _no_evidence(cells[0], grounds.new_empty(0, features))
     of = dict(zip(TOLD, told.unbind(1), strict=True))
-    observed, mean, sigma, nats, gate, four, eight, displaced = grounds[:8].view(8, -1, features)
-    mixture = grounds[8:]
+    observed, mean, sigma, nats, gate, four, eight, displaced, usual = grounds[:9].view(9, -1, features)
+    mixture = grounds[9:]
     expected = one_step_forecast(mixture, mean.flatten(), sigma.flatten()).view_as(mean)
     low, high = (mean + sigma * torch.sinh(mixture_point(mixture, p)).view_as(mean) for p in BAND)
     strongest = nats.argmax(1, keepdim=True)
@@ -196,6 +198,7 @@ def _evidence(told: Tensor, cells: Tensor, grounds: Tensor, features: int) -> Ev
         expected,
         low,
         high,
+        usual,
         nats,
         direction.to(torch.int8),
         of_strongest(gate),
@@ -211,7 +214,7 @@ def _no_evidence(cell: Tensor, wide: Tensor) -> Evidence:
     """Evidence of no cell: an empty index, and no rows of F features."""
     flat = wide.new_empty(0)
     whole = flat.to(torch.int8), flat.to(torch.uint8)
-    return Evidence(cell, cell, wide, wide, wide, wide, wide, whole[0], flat, flat, flat, flat, flat, whole[1])
+    return Evidence(cell, cell, wide, wide, wide, wide, wide, wide, whole[0], flat, flat, flat, flat, flat, whole[1])
 
 
 def mixture_point(mixture: Tensor, p: float) -> Tensor:

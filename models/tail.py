@@ -13,6 +13,7 @@ and Monro (1951), step scaled by the running mean deviation. Controller: one int
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,12 +76,13 @@ class Prior:
     least_beta: Tensor
 
     @classmethod
-    def of(cls, like: Tensor, *pooled: PooledTail, least: float = 0.0) -> Prior:
-        """The prior of some kinds, of the type and on the device of ``like``; ``least`` is a share of it."""
+    def of(cls, like: Tensor, *pooled: PooledTail, least: Sequence[float] | None = None) -> Prior:
+        """The prior of some kinds, of the type and on the device of ``like``; ``least`` are shares of it."""
+        shares = least or [0.0] * len(pooled)
         numbers = like.new_tensor(
             [
-                (it.level, it.rate, it.beta, max(LEAST_QUANTILE, least * it.level), max(LEAST_BETA, least * it.beta))
-                for it in pooled
+                (it.level, it.rate, it.beta, max(LEAST_QUANTILE, share * it.level), max(LEAST_BETA, share * it.beta))
+                for it, share in zip(pooled, shares, strict=True)
             ]
         )
         return cls(*(numbers.unsqueeze(2) if len(pooled) > 1 else numbers).unbind(1))

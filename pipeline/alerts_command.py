@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from pipeline.clock import SystemClock
 from pipeline.errors import DecodeError
-from pipeline.open_alerts import OpenAlerts
+from pipeline.open_alerts import OpenAlerts, at_its_worst
 from pipeline.records import EVENTS, RESOLVED, Alert, Float32, Int64
 from pipeline.settings import Settings
 from pipeline.silence import SIGNAL
@@ -153,10 +153,12 @@ def _json(alert: Alert) -> str:
 def _list(events: list[Alert], args: argparse.Namespace) -> int:
     still_open = OpenAlerts()
     last: dict[str, Alert] = {}
+    worst: dict[str, Alert] = {}
     for alert in events:
         if still_open.add(alert):
             last.pop(alert.alert_id, None)
             last[alert.alert_id] = alert
+            worst[alert.alert_id] = at_its_worst(worst.get(alert.alert_id), alert)
     matches = wanted(args)
     chosen = [a for a in last.values() if matches(a) and (not args.open or a.event != EVENTS[RESOLVED])]
     chosen = sorted(chosen, key=lambda alert: alert.onset_ms)[-args.limit :]
@@ -164,7 +166,7 @@ def _list(events: list[Alert], args: argparse.Namespace) -> int:
         for alert in chosen:
             print(_json(alert))
     elif chosen:
-        print(*_table(chosen), sep="\n")
+        print(*_table([worst[alert.alert_id] for alert in chosen]), sep="\n")
     else:
         print("no alerts")
     return EXIT_OK if chosen else EXIT_NONE

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.observations import Detail
 from pipeline.partition import version_at
 from pipeline.records import (
+    DISPLACEMENT,
     EVENTS,
     VERDICTS,
     Bool,
@@ -27,9 +28,10 @@ from pipeline.records import (
     UInt8,
     Windows,
 )
+from pipeline.wording import number
 
 LN10 = math.log(10.0)
-LEVEL, ACTIVITY, DISPLACEMENT, STILLNESS, JUMP = "level", "activity", "displacement", "stillness", "jump"
+LEVEL, ACTIVITY, STILLNESS, JUMP = "level", "activity", "stillness", "jump"
 SIGNAL_WORDS = {
     LEVEL: "a level that the stream has not had before",
     ACTIVITY: "moves of a kind that the forecast keeps missing",
@@ -65,6 +67,8 @@ class Explanation:
         ``(T,)`` -1 below, 1 above what was expected, 0 none.
     observed, expected, band_low, band_high
         ``(T, F)`` in raw units; the band holds 98 % of what was expected one step ahead.
+    usual
+        ``(T, F)`` the level that displacement is measured from.
     contribution
         ``(T, F)`` nats.
     level, raw_level, record, gate, activity, displacement, stillness
@@ -95,6 +99,7 @@ class Explanation:
     expected: Float32
     band_low: Float32
     band_high: Float32
+    usual: Float32
     contribution: Float32
     level: Float32
     raw_level: Float32
@@ -139,7 +144,7 @@ class Explanation:
 
 
 _OF_SCORES = ("times_ms", "score", "threshold", "verdict", "signal", "feature")
-_OF_EVIDENCE = ("observed", "expected", "band_low", "band_high", "direction", "peak")
+_OF_EVIDENCE = ("observed", "expected", "band_low", "band_high", "usual", "direction", "peak")
 _OF_TRACE = (
     *("contribution", "level", "raw_level", "record", "gate", "activity", "displacement", "stillness"),
     *("entity", "entity_displacement", "controller"),
@@ -218,10 +223,11 @@ def sentence(e: Explanation, at: int) -> str:
 
 def _cause(e: Explanation, at: int) -> str:
     name = e.signals[int(e.signal[at])]
-    against = "what used to be usual" if name == DISPLACEMENT else "what was expected"
+    strongest = e.strongest_feature(at)
+    feature, is_entity = e.features[strongest], int(e.feature[at]) < 0
+    usual = number(float(e.usual[at, strongest]), float(e.band_high[at, strongest] - e.band_low[at, strongest]))
+    against = f"the usual {usual}" if name == DISPLACEMENT else "what was expected"
     side = {-1: f", below {against}", 1: f", above {against}", 0: ""}[int(e.direction[at])]
-    feature = e.features[e.strongest_feature(at)]
-    is_entity = int(e.feature[at]) < 0
     about = "" if len(e.features) == 1 else f", most of all {feature}" if is_entity else f" in {feature}"
     return f"{SIGNAL_WORDS.get(name, 'nothing in particular')} ({name}){about}{side}{_gate(e, at, name)}"
 

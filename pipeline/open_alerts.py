@@ -55,6 +55,23 @@ class OpenAlerts:
         return len(self._open)
 
 
+def at_its_worst(before: Alert | None, alert: Alert) -> Alert:
+    """The later of two events of an alert, told with the evidence of the one with the higher score.
+
+    What resolves an alert is an ordinary observation, and says nothing of what was wrong.
+    """
+    if before is None or alert.score > before.score:
+        return alert
+    return replace(
+        alert,
+        score=before.score,
+        threshold=before.threshold,
+        signal=before.signal,
+        direction=before.direction,
+        features=before.features,
+    )
+
+
 def _is_later(alert: Alert, before: Alert) -> bool:
     """Whether an event follows another of the same alert; after ``opened`` none is ``opened`` again."""
     if alert.event == EVENTS[OPENED]:

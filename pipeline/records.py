@@ -16,6 +16,8 @@ Bool = npt.NDArray[np.bool_]
 CONTROL_NONE, CONTROL_RESET, CONTROL_FORGET = 0, 1, 2
 VERDICTS = ("normal", "anomalous", "warming_up", "missing")
 EVENTS = ("", "opened", "updated", "resolved")
+DISPLACEMENT = "displacement"
+"""The signal whose alerts name a usual level."""
 OPENED, RESOLVED = 1, 3
 NO_OFFSET = np.iinfo(np.int64).max
 
@@ -172,13 +174,17 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class FeatureEvidence:
-    """What one feature contributed to an alert: raw units, band = 1 and 99 % points of the one-step mixture."""
+    """What one feature contributed to an alert: raw units, band = 1 and 99 % points of the one-step mixture.
+
+    ``usual`` is the level that a displacement is measured from; ``None`` for other signals.
+    """
 
     name: str
     observed: float | None
     expected: float
     band: tuple[float, float]
     nats: float
+    usual: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

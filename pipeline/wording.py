@@ -13,10 +13,13 @@ MISSING = "missing"
 
 
 def against(observed: float | None, expected: float, band: tuple[float, float]) -> tuple[str, str, str]:
-    """Observed, expected and band (``"a to b"``, empty without one), each exact to a tenth of the band's width."""
+    """Observed, expected and band (``"a to b"``, empty without one), each exact to a tenth of the band's width.
+
+    What lies far outside of the band is exact to a hundredth of how far.
+    """
     low, high = band
     width = high - low
-    seen = MISSING if observed is None else number(observed, width)
+    seen = MISSING if observed is None else number(observed, max(width, abs(observed - expected) / 10))
     between = f"{number(low, width)} to {number(high, width)}" if math.isfinite(width) else ""
     return seen, number(expected, width), between
 
@@ -33,11 +36,16 @@ def number(value: float, scale: float = 0.0) -> str:
 
 
 def strongest_feature(alert: Alert) -> str:
-    """``pressure is 4.21, expected 4.1 (4.02 to 4.17)``; empty where no feature is named."""
+    """``pressure is 4.21, expected 4.1 (4.02 to 4.17)``; empty where no feature is named.
+
+    A displaced level is what forecasts have long caught up with: ``pressure is 6.2, usually 4.1``.
+    """
     if not alert.features:
         return ""
     it = alert.features[0]
     observed, expected, band = against(it.observed, it.expected, it.band)
+    if it.usual is not None:
+        return f"{it.name} is {observed}, usually {number(it.usual, it.band[1] - it.band[0])}"
     return f"{it.name} is {observed}, expected {expected} ({band})"
 
 

@@ -52,7 +52,10 @@ def feature_text(feature: FeatureEvidence, *, is_only: bool) -> str:
     """``0 (expected 128 to 136)``, after the feature's name where there are several."""
     seen = "missing" if feature.observed is None else number(feature.observed)
     low, high = feature.band
-    return f"{'' if is_only else feature.name + ' '}{seen} (expected {number(low)} to {number(high)})"
+    against = (
+        f"expected {number(low)} to {number(high)}" if feature.usual is None else f"usually {number(feature.usual)}"
+    )
+    return f"{'' if is_only else feature.name + ' '}{seen} ({against})"
 
 
 def number(value: float) -> str:

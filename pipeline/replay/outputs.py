@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigurationError
+from pipeline.open_alerts import at_its_worst
 from pipeline.records import EVENTS, VERDICTS, Alert, Float32, Int64, Scores, UInt8
 from pipeline.wire import encode_alert, iso_time
 
@@ -52,7 +53,7 @@ class Tally:
     Attributes
     ----------
     worst
-        The event of every alert at which its score was highest, by id.
+        Every alert as it stands, with the evidence of its highest score, by id.
     """
 
     streams: set[str] = field(default_factory=set)
@@ -74,9 +75,7 @@ class Tally:
         """Count alert events, and remember how each alert stands."""
         for alert in alerts:
             self.opened += alert.event == "opened"
-            known = self.worst.get(alert.alert_id)
-            if known is None or alert.peak_score > known.peak_score:
-                self.worst[alert.alert_id] = alert
+            self.worst[alert.alert_id] = at_its_worst(self.worst.get(alert.alert_id), alert)
 
     def worst_alerts(self, count: int) -> list[Alert]:
         """The alerts with the highest peaks, highest first."""

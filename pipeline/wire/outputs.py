@@ -129,6 +129,7 @@ def encode_alert(alert: Alert) -> bytes:
                     band_low=evidence.band[0],
                     band_high=evidence.band[1],
                     nats=evidence.nats,
+                    usual=evidence.usual,
                 )
                 for evidence in alert.features
             ],
@@ -187,6 +188,7 @@ def decode_alert(value: bytes) -> Alert:
                 expected=_number(item.expected),
                 band=(_number(item.band_low), _number(item.band_high)),
                 nats=_number(item.nats),
+                usual=item.usual,
             )
             for item in message.features
         ),

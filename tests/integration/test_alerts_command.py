@@ -115,6 +115,7 @@ def test_list_says_the_last_word_on_each_alert(said: Any) -> None:
     assert "open" in lines[0]
     assert "critical" in lines[0]
     assert "resolved" in lines[1]
+    assert "value is 9, expected 5" in lines[1]
 
 
 def test_settings_may_be_named_before_and_after_the_action(said: Any, tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def test_a_level_that_stays_away_and_a_stream_that_calms_down_have_signals_of_th
         of_kind = signal[:, stream] == SIGNALS.index(name)
         assert of_kind.float().mean() > 0.7
         assert (direction[of_kind, stream] == side).all()
+    assert (scores.details.usual.view(1400, 3)[1060:, :2].abs() < 0.5).all()
 
 
 def test_missing_value_moves_nothing_but_network_and_rings():
@@ -447,6 +448,8 @@ def test_levels_that_stay_away_are_evidence_when_forecasts_have_caught_up():
     assert (nats > 3.0).all()
     contribution = torch.cat([part.trace.contribution for part in parts])[1350:, 0]
     assert (contribution[:, :3].sum(1) > 0.8 * contribution.sum(1)).all()
+    usual = torch.cat([part.details.usual for part in parts])[1350:]
+    assert ((usual - 20.0).abs() < 2.5).all()
 
 
 def test_a_counter_that_nearly_stands_still_is_not_displaced_by_a_small_step():

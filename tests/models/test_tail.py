@@ -101,7 +101,7 @@ def test_tail_survives_long_silence():
 @pytest.mark.parametrize(("least", "decades"), [(0.0, (8, 100)), (1 / 3, (1, 5))])
 def test_stir_of_what_stood_still_is_weighed_against_others(least, decades):
     """Frozen sensors that move again are no event of the century, where a share of the pooled tail bounds their own."""
-    prior = Prior.of(torch.zeros(0), PooledTail(3.0, 0.005, 0.3), least=least)
+    prior = Prior.of(torch.zeros(0), PooledTail(3.0, 0.005, 0.3), least=(least,))
     tail = ClusterTail(*torch.zeros(8, 1))
     tail.start_from(prior)
     frozen = 0.5 + 0.01 * torch.rand(20_000, generator=torch.Generator().manual_seed(0))

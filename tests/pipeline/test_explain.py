@@ -15,6 +15,7 @@ from pipeline.engine import Engine
 from pipeline.errors import ConfigurationError
 from pipeline.explanation import Explanation, collect, sentence, with_recorded_versions
 from pipeline.offline import RECORDING, Offline, in_rounds
+from pipeline.plots import draw_explanation
 from pipeline.records import EVENTS, OPENED, VERDICTS, Committed, Partition, StoredRecord
 from pipeline.sinks.recording import RecordWriter
 from pipeline.sources.recording import RecordedStream
@@ -152,6 +153,23 @@ def test_several_features_name_the_one_to_look_at() -> None:
     at = int(found.score[SPIKE : SPIKE + 5].argmax()) + SPIKE
     assert found.features[found.strongest_feature(at)] == "right"
     assert "right" in sentence(found, at)
+
+
+def test_a_displaced_level_is_explained_by_the_usual_one(tmp_path: Path) -> None:
+    """Forecasts have long caught up with it: only where it used to be says what is wrong."""
+    values = 20.0 + np.random.default_rng(1).normal(size=(1400, 1)).astype(np.float32)
+    values[200:260] += 4.0
+    values[300:360] -= 4.0
+    values[1000:] += 1.5
+    stream = make_stream(values=values)
+    found = collect(Offline("p", make_profile(), detail=True).score_streams([stream]), "pump", ("value",))
+    at = int(np.flatnonzero(found.signal == found.signals.index("displacement"))[-1])
+    assert abs(found.usual[at, 0] - 20.0) < 0.5
+    told = re.search(r"above the usual ([\d.]+)", sentence(found, at))
+    assert told is not None
+    assert abs(float(told[1]) - 20.0) < 0.5
+    draw_explanation(found.part(at - 100, at + 10), 100, tmp_path / "displaced.png", "displaced")
+    assert (tmp_path / "displaced.png").stat().st_size > 10_000
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

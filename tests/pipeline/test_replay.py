@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import ConfigurationError
-from pipeline.records import Partition, StoredRecord
+from pipeline.records import FeatureEvidence, Partition, StoredRecord
 from pipeline.replay.inputs import (
     Chosen,
     History,
@@ -21,12 +21,14 @@ from pipeline.replay.inputs import (
     load_streams,
     parse_topic_range,
 )
+from pipeline.replay.outputs import Tally
 from pipeline.replay.through_kafka import Message, Pacer, Run, raw_messages, series_messages
 from pipeline.settings import Limits, Settings
 from pipeline.sinks.recording import RecordWriter
 from pipeline.sources.recording import RecordedStream
 from pipeline.topics.base import Instant, Offset, parse_place
 from pipeline.wire import decode_many, encode_control, encode_packed
+from tests.alerts import make_alert
 from tests.builders import INTERVAL_MS, START_MS, FakeClock, make_profile, make_series, tiny_weights
 
 SETTINGS = """
@@ -126,6 +128,16 @@ def test_one_stream_is_a_stream(settings_file: Path, recording: Path, capsys: py
     """The summary is read by people."""
     assert replay(recording, "--settings", settings_file, "--streams", "hall/w0") == 0
     assert "1 stream, 200 observations" in capsys.readouterr().out
+
+
+def test_the_worst_alerts_show_what_was_wrong_and_not_what_resolved_it() -> None:
+    """What resolves an alert is an ordinary observation, though it carries the highest score of the episode."""
+    ordinary = (FeatureEvidence("value", 5.1, 5.0, (4.0, 6.0), 0.1),)
+    opened, tally = make_alert(), Tally()
+    tally.add_alerts([opened, make_alert(event="resolved", score=0.5, peak_score=6.4, features=ordinary)])
+    [worst] = tally.worst_alerts(5)
+    assert (worst.event, worst.peak_score) == ("resolved", 6.4)
+    assert (worst.features, worst.score) == (opened.features, opened.score)
 
 
 def test_part_of_a_recording_is_chosen_by_stream_and_time(settings_file: Path, recording: Path, tmp_path: Path) -> None:

@@ -409,6 +409,8 @@ ALERT = Alert(
 def test_alert_survives_the_wire() -> None:
     """Consumers of alerts see exactly what the fold decided."""
     assert decode_alert(encode_alert(ALERT)) == ALERT
+    displaced = replace(ALERT, features=(replace(ALERT.features[0], usual=17.5),))
+    assert decode_alert(encode_alert(displaced)) == displaced
     message = json.loads(encode_alert(ALERT))
     assert message["time"] == "2025-06-15T15:06:40.000Z"
     assert (message["topic"], message["partition"], message["offset"]) == ("windows", 3, 12)
@@ -418,6 +420,7 @@ def test_alert_with_a_number_that_is_not_finite_is_still_json() -> None:
     """NaN is no JSON; strict readers would drop the whole alert."""
     text = encode_alert(replace(ALERT, threshold=float("nan"), gate=float("inf")))
     assert json.loads(text)["threshold"] is None
+    assert b'"usual":null' in text
     assert b"NaN" not in text
     assert b"Infinity" not in text
     assert np.isnan(decode_alert(text).threshold)
