@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.chain import Chain, Look
-from models.evidence import Observed, StreamEvidence, observed, one_step_forecast
+from models.evidence.chain import Chain, Look
+from models.evidence.observed import Observed, StreamEvidence, observed, one_step_forecast
 from models.fast_weights import Due
 from models.features import (
     INPUTS,

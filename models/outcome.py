@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.evidence import DISPLACEMENT, NONE, STILLNESS, mixture_tails, one_step_forecast
+from models.evidence.observed import DISPLACEMENT, NONE, STILLNESS, mixture_tails, one_step_forecast
 from models.tail import MISSING
 
 TOLD = (
@@ -121,7 +121,7 @@ class StepScores:
     verdict
         uint8: 0 normal, 1 anomalous, 2 warming_up, 3 missing.
     signal
-        uint8 index into :data:`models.evidence.SIGNALS`.
+        uint8 index into :data:`models.evidence.observed.SIGNALS`.
     feature
         int16 strongest feature, -1 for an entity signal or none.
     imputed

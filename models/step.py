@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from models.captured import CapturedFold, roomy
-from models.chain import Priors
 from models.config import FoldConfig
-from models.evidence import SIGNALS
+from models.evidence.chain import Priors
+from models.evidence.observed import SIGNALS
 from models.fast_weights import Preconditioner
 from models.fold import Fold
 from models.outcome import Evidence, StepScores, Trace

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.evidence import GATE_FULL
+from models.evidence.single import GATE_FULL
 from pipeline.engine import Absorbed, Engine, Share
 from pipeline.errors import ConfigurationError
 from pipeline.observations import Detail

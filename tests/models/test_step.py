@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.config import FoldConfig, PredictorConfig
-from models.evidence import SIGNALS
+from models.evidence.observed import SIGNALS
 from models.features import window_inputs
 from models.pretrained import Weights, builtin
 from models.row import Rows

@@ -8,24 +8,10 @@ import torch
 from torch import Tensor
 
 from models.config import FoldConfig
-from models.evidence import (
-    JUMP,
-    NONE,
-    Activity,
-    Apart,
-    Bearing,
-    Distance,
-    DistanceChain,
-    Jump,
-    JumpChain,
-    Levels,
-    Observed,
-    Residual,
-    SeasonLevels,
-    Single,
-    SingleChain,
-    StreamEvidence,
-)
+from models.evidence.coupled import Apart, Distance, DistanceChain
+from models.evidence.jump import Jump, JumpChain, Residual
+from models.evidence.observed import JUMP, NONE, Observed, StreamEvidence
+from models.evidence.single import Activity, Bearing, Levels, SeasonLevels, Single, SingleChain
 from models.hand import Hand
 from models.pretrained import PooledTail, PooledTails
 from models.row import has_season
