@@ -136,7 +136,7 @@ class CapturedFold:
         return step_scores(torch.cat(told), torch.cat(cells, 1), torch.cat(grounds, 1), self._features, None)
 
     def _grounds_of(self, cells: Tensor) -> Tensor:
-        """``(17, E F)`` on the CPU, of ``cells`` ``(E, 2)``."""
+        """``(18, E F)`` on the CPU, of ``cells`` ``(E, 2)``."""
         if not len(cells):
             return torch.empty(GROUNDS, 0, dtype=self._grounds.dtype)
         step, stream = cells.to(self._grounds.device).unbind(1)

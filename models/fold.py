@@ -33,12 +33,12 @@ from models.tail import NO_EVENT, Decision, decide, score_of
 if TYPE_CHECKING:
     from models.step import Scorer
 
+# A gap is longer than so many intervals; without an interval in the profile, than so many times the longest pause of
+# late: events come in bursts, and what lies between two of them is no gap.
 GAP_INTERVALS = 1.5
-# Without an interval in the profile: events come in bursts, and a pause between two of them is no gap.
-GAP_OF_EVENTS = 10.0
 AGED_TO = 100.0
 AGEING = 500.0
-INTERVAL_WINDOW = 500.0
+INTERVAL_WINDOW, PAUSE_WINDOW, PLAIN_INTERVALS = 500.0, 5000.0, 100.0
 FORECAST_BOUND = 1e17
 
 
@@ -61,8 +61,8 @@ class Fold:
     told
         ``(S, 11, N)``: what is said of every cell, in the order of :data:`models.outcome.TOLD`.
     grounds
-        ``(S, 17, R)``, dense only: what the evidence of a cell is made of, in the order of
-        :data:`models.outcome.GROUNDS`, then the one-step mixture.
+        ``(S, 18, R)``, dense only: what the evidence of a cell is made of, in the order of
+        :data:`models.outcome.GROUNDS`.
     """
 
     def __init__(self, scorer: Scorer, rows: Rows, slots: Tensor, detail: bool = False, is_dense: bool = False) -> None:
@@ -168,8 +168,8 @@ class Fold:
         else:
             known = life.intervals > 0
             intervals = torch.where(known, elapsed / life.interval_s.clamp_min(1e-6), 0.0)
+            gap = known & (elapsed > GAP_INTERVALS * life.pause_s)
             self._fold_interval(elapsed)
-            gap = intervals > GAP_OF_EVENTS
         life.forecasts.masked_fill_(gap, 0.0)
         life.count.copy_(_aged(life.count, intervals, gap))
         wide, rows = self._per_feature(intervals), self._per_feature(gap)
@@ -179,12 +179,13 @@ class Fold:
         return rows
 
     def _fold_interval(self, elapsed: Tensor) -> None:
-        """Move ew(dt, 500). One pause may double it after 20 updates, but no more."""
+        """Move ew(dt, 500) and the longest dt of late; after a hundred, a dt counts as four times that at most."""
         life = self.hand.life
         weight = (elapsed > 0).to(elapsed.dtype)
-        bound = torch.where(life.intervals >= 20, life.interval_s * 2.0, torch.inf)
+        counted = torch.minimum(elapsed, torch.where(life.intervals >= PLAIN_INTERVALS, life.pause_s * 4.0, torch.inf))
         rate = torch.reciprocal(life.intervals + 1.0).clamp_min_(1.0 / INTERVAL_WINDOW).mul_(weight)
-        torch.minimum(torch.lerp(life.interval_s, elapsed, rate), bound, out=life.interval_s)
+        life.interval_s.lerp_(counted, rate)
+        torch.maximum(life.pause_s * (1.0 - weight * (1.0 / PAUSE_WINDOW)), counted, out=life.pause_s)
         life.intervals.add_(weight)
 
     def _observations_per_alarm(self) -> Tensor | float:
@@ -265,8 +266,8 @@ class Fold:
         if look.single is not None and self.chain.single is not None:
             gate, bearing = look.single.gate, self.chain.single.bearing
             usual, displaced = bearing.usual_level, bearing.level - bearing.usual_level
-        elif look.jump is not None:
-            usual, displaced = o.sight.x - look.jump.deviation, look.jump.deviation
+        elif look.jump is not None and self.chain.jump is not None:
+            usual, displaced = self.chain.jump.residual.slow_mean, look.jump.deviation
         numbers = (
             torch.where(o.moves.valid, o.sight.x, nowhere),
             o.mean,

@@ -27,7 +27,7 @@ TOLD = (
 
 GROUNDS = 18
 """Numbers of a feature that evidence is made of: x (NaN where missing), m, sigma, nats, gate, forecasts made 4 and 8
-observations earlier, distance of the level of late from the usual one, and the nine of the one-step mixture."""
+observations earlier, distance of the level of late from the usual one, that level, the nine of the one-step mixture."""
 
 BAND = (0.01, 0.99)
 
@@ -81,8 +81,8 @@ class Evidence:
     s, n
         ``(E,)`` int64: the cell.
     observed, expected, band_low, band_high, usual, nats
-        ``(E, F)``: raw units (NaN where missing); band = 1 and 99 % points of the one-step mixture; the usual level,
-        which displacement is measured from (NaN where the profile's evidence has none).
+        ``(E, F)``: raw units (NaN where missing); band = 1 and 99 % points of the one-step mixture; the usual level
+        is what displacement is measured from.
     direction
         ``(E,)`` int8: -1 below, +1 above what was expected (of a displacement, what was usual), 0 none.
     gate, forecast_4, forecast_8

@@ -220,6 +220,7 @@ class AlertLife:
     count: Tensor
     forecasts: Tensor
     interval_s: Tensor
+    pause_s: Tensor
     intervals: Tensor
     controller: Tensor
     controller_rest: Tensor

@@ -104,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     runs = _run(tasks, args.processes or os.cpu_count() or 1, console)
     made_with = _made_with(knobs, len(entries), args.quick, time.monotonic() - started)
-    evaluation = Evaluation(made_with, contenders, {contender.name: runs[contender.name] for contender in contenders})
+    ran = tuple(contender for contender in contenders if contender.name in runs)  # --quick leaves some out
+    evaluation = Evaluation(made_with, ran, {contender.name: runs[contender.name] for contender in ran})
     _show(evaluation, console)
     _write(args, evaluation, console)
     return 0

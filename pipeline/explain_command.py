@@ -113,7 +113,8 @@ def _draw(whole: Explanation, at: int, args: argparse.Namespace, labels: list[Sp
     part = whole.part(begin, at + PICTURE_FACTOR * args.after + 1)
     verdict = VERDICTS[int(whole.verdict[at])].replace("_", " ")
     score = float(whole.score[at])
-    title = f"{whole.stream_id} at {utc(int(whole.times_ms[at]))}: {verdict}, score {score:.2f}"
+    when = iso_time(int(whole.times_ms[at]))[:19].replace("T", " ")
+    title = f"{whole.stream_id} at {when}: {verdict}, score {score:.2f}"
     draw_explanation(part, at - begin, args.png, title, labels)
 
 

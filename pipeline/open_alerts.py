@@ -63,12 +63,13 @@ def at_its_worst(before: Alert | None, alert: Alert) -> Alert:
     if before is None or alert.score > before.score:
         return alert
     return replace(
-        alert,
-        score=before.score,
-        threshold=before.threshold,
-        signal=before.signal,
-        direction=before.direction,
-        features=before.features,
+        before,
+        event=alert.event,
+        severity=alert.severity,
+        time_ms=alert.time_ms,
+        offset=alert.offset,
+        index=alert.index,
+        peak_score=alert.peak_score,
     )
 
 

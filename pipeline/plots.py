@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigurationError
 from pipeline.explanation import Explanation
-from pipeline.records import DISPLACEMENT, OPENED, RESOLVED, VERDICTS, Bool, Int64
+from pipeline.records import DISPLACEMENT, OPENED, RESOLVED, VERDICTS, Bool, Float32, Int64
 
 INK, QUIET, EXPECTED, ALARM, LABEL = "#1f2933", "#9aa5b1", "#2f6db3", "#c62f2f", "#f2c14e"
 GAP = 1.5  # usual steps
@@ -141,16 +141,17 @@ def _draw_observed(axis: Any, e: Explanation, feature: int, labels: Sequence[Spa
         label="expected, 98 % of cases",
     )
     axis.plot(dates, e.expected[:, feature], color=EXPECTED, linewidth=1.0, label="expected")
+    framed = [e.observed[:, feature]]
     if (e.signal == e.signals.index(DISPLACEMENT)).any():
-        axis.plot(dates, e.usual[:, feature], color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="usual level")
+        framed.append(e.usual[:, feature])
+        axis.plot(dates, framed[1], color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="usual level")
     axis.plot(dates, e.observed[:, feature], color=INK, linewidth=1.1, marker=".", markersize=2.5, label="observed")
-    _limit(axis, e, feature)
+    _limit(axis, e, feature, np.concatenate(framed))
     axis.set_ylabel(e.features[feature])
 
 
-def _limit(axis: Any, e: Explanation, feature: int) -> None:
-    """Frame what was observed; a band that is wide for a moment must not flatten all the rest."""
-    seen = e.observed[:, feature]
+def _limit(axis: Any, e: Explanation, feature: int, seen: Float32) -> None:
+    """Frame what is to be seen; a band that is wide for a moment must not flatten all the rest."""
     if not np.isfinite(seen).any():
         return
     low, high = float(np.nanmin(seen)), float(np.nanmax(seen))

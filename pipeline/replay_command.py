@@ -432,7 +432,7 @@ def _print_summary(console: Console, outputs: Outputs, seconds: float) -> None:
     console.print(f"{_counted(tally.opened, 'alert')}, {critical:,} of them critical")
     worst = tally.worst_alerts(SHOWN_ALERTS)
     if worst:
-        console.print("worst alerts", *map(escape, _table(worst)), sep="\n")
+        print("worst alerts", *_table(worst), sep="\n")
     for path in outputs.files:
         console.print(f"written: {path}")
 

@@ -495,7 +495,7 @@ class Profile(_Section):
         Names of the F columns of a window, in order.
     interval_s
         Expected seconds between observations; absent where there is no fixed interval. A gap is more than 1.5 of them;
-        without one, more than ten times the mean of the last 500.
+        without one, more than 1.5 times the longest pause of late.
     clock
         Whether event times are clock times (UTC), so that time of day means something.
     predictor

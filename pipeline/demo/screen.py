@@ -15,6 +15,7 @@ from models.synthetic import Fault
 from pipeline.demo.judgement import Summary, is_excused
 from pipeline.records import Alert, FeatureEvidence
 from pipeline.wire import iso_time
+from pipeline.wording import against, number
 
 SHOWN_FEATURES = 3
 SEVERITY_STYLE = {"warning": "yellow", "critical": "bold red"}
@@ -50,19 +51,9 @@ def alert_line(alert: Alert, note: str | None) -> Text:
 
 def feature_text(feature: FeatureEvidence, *, is_only: bool) -> str:
     """``0 (expected 128 to 136)``, after the feature's name where there are several."""
-    seen = "missing" if feature.observed is None else number(feature.observed)
-    low, high = feature.band
-    against = (
-        f"expected {number(low)} to {number(high)}" if feature.usual is None else f"usually {number(feature.usual)}"
-    )
-    return f"{'' if is_only else feature.name + ' '}{seen} ({against})"
-
-
-def number(value: float) -> str:
-    """Three digits of it, without an exponent where that can be."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:,.1f}M"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    seen, _, band = against(feature.observed, feature.expected, feature.band)
+    usually = None if feature.usual is None else f"usually {number(feature.usual, feature.band[1] - feature.band[0])}"
+    return f"{'' if is_only else feature.name + ' '}{seen} ({usually or f'expected {band}'})"
 
 
 def label_note(alert: Alert, faults: Sequence[Fault], interval_ms: int) -> str | None:

@@ -14,7 +14,7 @@ from models.config import Evidence
 Ranked = Literal["score", "level", "behaviour_nats", "entity", "entity_unrest", "values", "residuals"]
 Clean = Literal["prefix", "unlabelled", "nothing"]
 
-BEFORE_PREFIX_ENDS = 3_000
+BEFORE_FIRST_EVENT = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,13 @@ class Part:
     rows
         At most so many rows of a series.
     begin
-        Where they begin: at the beginning of the series, 3000 rows before its training prefix ends, or so that its
-        middle event lies in the middle.
+        Where they begin: at the beginning of the series, 5000 rows before its first event after the training prefix, or
+        so that its middle event lies in the middle.
     """
 
     longest: int | None = None
     rows: int | None = None
-    begin: Literal["start", "prefix", "events"] = "start"
+    begin: Literal["start", "first event", "events"] = "start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ PLANS = {
     "msl": Plan("single", "behaviour_nats", _TELEMETRY, clean="prefix", quick=Part()),
     "mscloud": Plan("single", "behaviour_nats", quick=Part(longest=2_000)),
     "netman_kpi": Plan("single", "behaviour_nats"),
-    "smd": Plan("jump", "entity_unrest", clean="prefix", quick=Part(rows=7_000, begin="prefix")),
+    "smd": Plan("jump", "entity_unrest", clean="prefix", quick=Part(rows=7_000, begin="first event")),
     "asd": Plan("jump", "entity_unrest", clean="prefix"),
     "skab": Plan("coupled", "values", quick=Part(longest=2_000)),
     "3w": Plan("single", "behaviour_nats", clean="unlabelled", part=Part(rows=25_000)),

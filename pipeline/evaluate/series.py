@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from models.evaluation.ranking import events_of
 from pipeline.errors import ConfigurationError
-from pipeline.evaluate.plan import BEFORE_PREFIX_ENDS, Part, Plan, plan_of
+from pipeline.evaluate.plan import BEFORE_FIRST_EVENT, Part, Plan, plan_of
 from pipeline.records import Bool, Int64, UInt8
 from pipeline.sources.recording import MANIFEST, RecordedStream, open_recording
 
@@ -220,8 +220,10 @@ def _labelled(folder: Path, entry: Entry, stream: RecordedStream, is_quick: bool
 def _rows(entry: Entry, labels: UInt8, is_quick: bool) -> slice:
     part, rows, taken = entry.part(is_quick), len(labels), entry.rows_taken(is_quick)
     begin = 0
-    if part.begin == "prefix":
-        begin = max(0, (entry.train_prefix_rows or 0) - BEFORE_PREFIX_ENDS)
+    if part.begin == "first event":
+        prefix = entry.train_prefix_rows or 0
+        first = int(labels[prefix:].argmax()) if labels[prefix:].any() else 0
+        begin = max(0, prefix + first - BEFORE_FIRST_EVENT)
     elif part.begin == "events" and labels.any():
         events = events_of(labels.astype(np.bool_))
         begin = max(0, events[len(events) // 2][0] - taken // 2)

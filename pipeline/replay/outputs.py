@@ -29,7 +29,8 @@ SCORE_COLUMNS = (
 )
 ALERT_COLUMNS = (
     *("alert_id", "event", "severity", "stream_id", "time", "onset", "score", "peak_score", "threshold", "signal"),
-    *("direction", "feature", "observed", "expected", "band_low", "band_high", "state", "profile", "model_version"),
+    *("direction", "feature", "observed", "expected", "band_low", "band_high", "usual", "state", "profile"),
+    "model_version",
 )
 
 
@@ -186,11 +187,12 @@ def _rounded(number: float) -> float | None:
 
 def _alert_row(alert: Alert) -> tuple[Any, ...]:
     strongest = alert.features[0] if alert.features else None
-    evidence: tuple[Any, ...] = (None,) * 5
+    evidence: tuple[Any, ...] = (None,) * 6
     if strongest is not None:
         band = [float(f"{edge:.7g}") for edge in strongest.band]
         observed = None if strongest.observed is None else float(f"{strongest.observed:.7g}")
-        evidence = (strongest.name, observed, float(f"{strongest.expected:.7g}"), *band)
+        usual = None if strongest.usual is None else float(f"{strongest.usual:.7g}")
+        evidence = (strongest.name, observed, float(f"{strongest.expected:.7g}"), *band, usual)
     return (
         *(alert.alert_id, alert.event, alert.severity, alert.stream_id, iso_time(alert.time_ms)),
         *(iso_time(alert.onset_ms), _rounded(alert.score), _rounded(alert.peak_score), _rounded(alert.threshold)),

@@ -267,8 +267,8 @@ def _streams_of(table: Table, name: str) -> list[RecordedStream]:
 def _event_times_ms(times_us: Int64) -> Int64:
     """Event times of one stream, in whole ms, in which equal times are repeats and what is earlier is late.
 
-    Packets of one ms are neither: what came later in the source comes at the next ms that is free. Times that repeat
-    or step back in the source still do.
+    Packets of one ms are neither: what came later in the source comes at the next ms that is free (so that more than
+    1000 a second take longer than they did). Times that repeat or step back in the source still do.
     """
     before = np.maximum.accumulate(np.concatenate(([np.iinfo(np.int64).min], times_us[:-1])))
     is_newest, times_ms = times_us > before, times_us // 1000

@@ -5,7 +5,7 @@ An empty cell, null or NaN is a missing value. A feature with anything that is n
 ``Table.dropped``. JSON Lines may also hold windows as producers send them (see :mod:`pipeline.wire`).
 
 Timestamps: ISO 8601 (UTC where no zone is given), ``seconds`` or ms since the epoch or since the first row, or a
-plain row number, which is taken as seconds. What is finer than a microsecond is cut off.
+plain row number, which is taken as seconds. What is finer than a microsecond is lost.
 """
 
 from __future__ import annotations

@@ -264,15 +264,24 @@ def events(steps_s):
     return torch.tensor(x, dtype=torch.float32), torch.tensor(times)[:, None]
 
 
-def test_budget_of_events_follows_their_mean_rate():
-    """Packets come in bursts of fifty within 50 ms, one a second: the budget is that of 50 observations a second."""
+def life_of(scorer, rows, name):
+    return rows.entity[0, scorer.layout.columns(f"life.{name}")].item()
+
+
+@pytest.mark.parametrize(("burst", "pause_s", "bursts"), [(50, 0.95, 40), (300, 5.0, 16)])
+def test_budget_of_events_follows_their_mean_rate(burst, pause_s, bursts):
+    """Packets a ms apart come in bursts: the budget is that of all time, and what lies between bursts is no gap."""
     scorer = make_scorer(features=1, interval_s=None)
-    x, times = events(np.where(np.arange(3000) % 50 == 0, 0.951, 0.001))
+    length = burst * bursts
+    steps = np.full(length, 0.001)
+    steps[::burst] = pause_s
+    x, times = events(steps)
     parts, rows = play(scorer, x, times, [100])
-    assert rows.entity[0, scorer.layout.columns("life.interval_s")].item() == pytest.approx(0.02, rel=0.1)
-    controller = rows.entity[0, scorer.layout.columns("life.controller")].item()
-    expected = (np.log(86_400 * 50) + controller) / np.log(10)
-    assert parts[-1].threshold[-1, 0].item() == pytest.approx(expected, abs=0.05)
+    per_alarm = torch.cat([10 ** part.threshold[:, 0].double() for part in parts])
+    known = 8 * burst
+    assert (1.0 / per_alarm)[known:].sum().item() == pytest.approx(steps[known:].sum() / 86_400, rel=0.35)
+    assert rows.feature[0, 0, scorer.layout.columns("normaliser.count")].item() > 0.5 * length
+    assert life_of(scorer, rows, "pause_s") == pytest.approx(pause_s, rel=0.35)
 
 
 def test_pauses_between_events_are_no_gaps():
@@ -282,21 +291,23 @@ def test_pauses_between_events_are_no_gaps():
     steps[-1] = 100.0
     x, times = events(steps)
     _, rows = play(scorer, x[:-1], times[:-1], [100])
-    count, forecasts = scorer.layout.columns("normaliser.count"), scorer.layout.columns("life.forecasts")
-    assert rows.feature[0, 0, count].item() > 1900
-    assert rows.entity[0, forecasts].item() == 8
+    assert rows.feature[0, 0, scorer.layout.columns("normaliser.count")].item() > 1900
+    assert life_of(scorer, rows, "forecasts") == 8
     scorer.score(rows, torch.tensor([0]), x[-1:], times[-1:], times[-2])
-    assert rows.entity[0, forecasts].item() == 1
+    assert life_of(scorer, rows, "forecasts") == 1
 
 
-def test_one_pause_at_most_doubles_the_mean_interval():
+def test_one_pause_hides_neither_the_rate_nor_the_next_gap():
     """A month of silence must not make a minute's stream look like a daily one."""
     scorer = make_scorer(features=1, interval_s=None)
     steps = np.full(300, 60.0)
     steps[200] = 30 * 86_400.0
     x, times = events(steps)
     _, rows = play(scorer, x, times, [100])
-    assert 60 < rows.entity[0, scorer.layout.columns("life.interval_s")].item() <= 120
+    assert 60 <= life_of(scorer, rows, "interval_s") < 61
+    later = times[-1:] + 400_000
+    scorer.score(rows, torch.tensor([0]), x[-1:], later, times[-1])
+    assert life_of(scorer, rows, "forecasts") == 1
 
 
 def test_level_shift_alarms_and_is_absorbed():

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from models.pretrained import PooledTail
+from models.evidence.chain import Priors
+from models.pretrained import PooledTail, PooledTails
 from models.tail import AlertLife, ClusterTail, Prior, RateTail, decide, record_rate, score_of
 
 pytestmark = pytest.mark.slow
@@ -17,7 +18,7 @@ PRIOR = Prior.of(torch.zeros(0, dtype=torch.float64), POOLED)
 
 
 def make_life(streams=1, count=1000.0):
-    life = AlertLife(*torch.zeros(12, streams, dtype=torch.float64))
+    life = AlertLife(*torch.zeros(13, streams, dtype=torch.float64))
     life.count.fill_(count)
     return life
 
@@ -109,6 +110,14 @@ def test_stir_of_what_stood_still_is_weighed_against_others(least, decades):
         tail.fold(s, torch.full((1,), float(age)), torch.ones(1), prior)
     nats = float(tail.nats(torch.full((1,), 1.1), torch.full((1,), 2e4), prior))
     assert decades[0] < nats / math.log(10) < decades[1]
+
+
+def test_tails_of_entities_are_bounded_and_those_of_features_are_not():
+    """A fault of one feature may be a fine deviation from what it always did; of frozen sensors it is noise."""
+    priors = Priors.of(PooledTails(), torch.zeros(0))
+    assert (priors.entity.least_level[:3] > 0.5).all()
+    assert (priors.behaviour.least_level < 0.2).all()
+    assert float(priors.values.least_beta) == pytest.approx(0.1)
 
 
 def test_evidence_that_lies_at_its_quantile_is_none_however_rare_its_clusters():
@@ -247,7 +256,7 @@ def test_controller_keeps_the_budget():
 
 def test_controller_counts_observations_far_below_float32_grain():
     """Ten values a second against a weekly budget: each takes 1.7e-7 off d, which float32 would swallow."""
-    life = AlertLife(*torch.zeros(12, 1))
+    life = AlertLife(*torch.zeros(13, 1))
     life.count.fill_(1000.0)
     life.controller.fill_(0.9)
     for _ in range(6000):

@@ -204,6 +204,17 @@ def test_quick_run_takes_a_part_of_the_folder(folder, tmp_path):
     assert len(item.stream) == 7_000
 
 
+def test_quick_part_of_a_server_holds_its_first_event_after_the_training_prefix(tmp_path):
+    """Otherwise most machines would say nothing of what is found."""
+    values, labels = steady(features=2, length=12_500)
+    labels[:] = False
+    labels[9_000:9_020] = True
+    folder = write_folder(tmp_path, smd__late=(values, labels, 60.0), smd__none=(values, np.zeros(12_500, bool), 60.0))
+    late, none = load_series(folder, read_entries(folder, is_quick=True), is_quick=True)
+    assert np.flatnonzero(late.labels).tolist() == list(range(5_000, 5_020))
+    assert len(none.stream) == 7_000
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(folder):
     """Where a task runs is a matter of speed."""
@@ -323,6 +334,25 @@ def test_command_writes_what_it_is_asked_for(folder, tmp_path, capsys):
     assert json.loads((out / "all.json").read_text())["controls"]["naive"]["ucr_hits"] is not None
     assert "ucr" in (out / "results.md").read_text()
     assert "ucr_hits" in capsys.readouterr().out
+
+
+def test_command_shows_only_the_controls_that_a_quick_run_has(folder, tmp_path):
+    """Of data sets without fast weights alone, untrained and lags are left out and not missed."""
+    out = tmp_path / "quick.json"
+    words = [
+        "evaluate",
+        str(folder),
+        "--quick",
+        "--only",
+        "smd",
+        "--controls",
+        "naive",
+        "untrained",
+        "--processes",
+        "1",
+    ]
+    assert main([*words, "--no-pictures", "--json", str(out)]) == 0
+    assert list(json.loads(out.read_text())["controls"]) == ["naive"]
 
 
 # ---------------------------------------------------------------- compare
