@@ -130,7 +130,6 @@ class ShownAlerts(Collector):
         expected = GaugeMetricFamily("anomaly_alert_expected", "What was expected at its last event.", labels=per)
         low = GaugeMetricFamily("anomaly_alert_band_low", "1 % point of what was expected.", labels=per)
         high = GaugeMetricFamily("anomaly_alert_band_high", "99 % point of what was expected.", labels=per)
-        usual = GaugeMetricFamily("anomaly_alert_usual", "Level that a displacement is measured from.", labels=per)
         for alert in alerts:
             labels = (
                 *(alert.profile, alert.stream_id, group_of(alert), _severity(alert), alert.signal, alert.alert_id),
@@ -147,9 +146,7 @@ class ShownAlerts(Collector):
                 expected.add_metric(place, feature.expected)
                 low.add_metric(place, feature.band[0])
                 high.add_metric(place, feature.band[1])
-                if feature.usual is not None:
-                    usual.add_metric(place, feature.usual)
-        yield from (score, peak, threshold, seen, expected, low, high, usual)
+        yield from (score, peak, threshold, seen, expected, low, high)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand: what is shown depends on what is open."""

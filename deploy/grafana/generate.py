@@ -265,14 +265,13 @@ ALERTS: Sequence[tuple[str, Sequence[Panel]]] = (
         (
             Graph(
                 "observed against expected",
-                "Observed: as it comes in. Expected, the band that holds 98 % of normal values, and of a displacement "
-                "the usual level: at each event of the alert.",
+                "Observed: as it comes in. Expected, and the band that holds 98 % of normal values: at each event of "
+                "the alert.",
                 [
                     Query(f"anomaly_alert_observed{{{CHOSEN}}}", "observed"),
                     Query(f"anomaly_alert_expected{{{CHOSEN}}}", "expected"),
                     Query(f"anomaly_alert_band_low{{{CHOSEN}}}", "band, lower"),
                     Query(f"anomaly_alert_band_high{{{CHOSEN}}}", "band, upper"),
-                    Query(f"anomaly_alert_usual{{{CHOSEN}}}", "usual level"),
                 ],
                 width=14,
                 band=True,

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.metrics import Metrics
 from pipeline.monitor_metrics import MonitorMetrics
-from pipeline.records import FeatureEvidence, StepStats
+from pipeline.records import StepStats
 from tests.alerts import make_alert
 
 
@@ -46,17 +46,8 @@ def test_latest_value_is_shown_beside_what_was_expected(metrics: MonitorMetrics)
     assert value("anomaly_alert_observed", labels) == 7.5
     assert value("anomaly_alert_expected", labels) == 5.0
     assert value("anomaly_alert_band_high", labels) == 6.0
-    assert value("anomaly_alert_usual", labels) is None
     metrics.show_alerts([], {})
     assert value("anomaly_alert_observed", labels) is None
-
-
-def test_displaced_feature_shows_its_usual_level(metrics: MonitorMetrics) -> None:
-    """Inside its band it looks healthy: forecasts have caught up with it."""
-    displaced = FeatureEvidence("value", 9.0, 9.1, (8.5, 9.7), 12.0, usual=5.25)
-    metrics.show_alerts([make_alert(signal="displacement", features=(displaced,))], {})
-    labels = {"profile": "sensor", "stream": "pump-1", "feature": "value"}
-    assert metrics.registry.get_sample_value("anomaly_alert_usual", labels) == 5.25
 
 
 def test_worker_says_its_budget_and_its_last_commit() -> None:
