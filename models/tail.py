@@ -142,7 +142,7 @@ class ClusterTail:
         patience = torch.reciprocal(self.length * (1.0 / CLUSTER_PATIENCE) + 1.0).clamp_min_(CLUSTER_LEAST_STEP)
         step = torch.reciprocal(age + 1.0).clamp_min_(1.0 / TAIL_WINDOW) * weight * patience
         pull = torch.where(exceeds > 0, (1.0 - TAIL_SHARE) / TAIL_SHARE, -1.0)
-        self.quantile.copy_(torch.maximum(self.quantile + step * deviation * pull, prior.least_level))
+        torch.maximum(self.quantile.add_(step * deviation * pull), prior.least_level, out=self.quantile)
         self.quantile.mul_((self.length > LASTING) * exceeds * (1.0 / LASTING) + 1.0)
         moved = torch.lerp(deviation, distance, step).clamp_min_(LEAST_DEVIATION)
         self.deviation.copy_(torch.where(weight > 0, moved, self.deviation))
@@ -150,8 +150,8 @@ class ClusterTail:
     def _learn_peak(self, ends: Tensor, prior: Prior) -> None:
         """Move beta by the peaks of the clusters that end."""
         rate = torch.reciprocal(self.clusters + PRIOR_CLUSTERS + 1.0).clamp_min_(SLOWEST_BETA).mul_(ends)
-        learned = torch.lerp(self.beta, torch.minimum(self.peak, CLUSTER_CAP * self.beta), rate)
-        self.beta.copy_(torch.maximum(learned, prior.least_beta))
+        self.beta.lerp_(torch.minimum(self.peak, CLUSTER_CAP * self.beta), rate)
+        torch.maximum(self.beta, prior.least_beta, out=self.beta)
         self.clusters.add_(ends)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.records import Alert
+from pipeline.records import Alert, FeatureEvidence
 
 LEAST_DIGITS, MOST_DIGITS = 4, 9
 PLAIN_BELOW = 1e12
@@ -35,18 +35,18 @@ def number(value: float, scale: float = 0.0) -> str:
     return f"{value:.0f}" if "e+" in text and abs(value) < PLAIN_BELOW else text
 
 
-def strongest_feature(alert: Alert) -> str:
-    """``pressure is 4.21, expected 4.1 (4.02 to 4.17)``; empty where no feature is named.
+def usually(feature: FeatureEvidence) -> str:
+    """``usually 4.1`` for a displaced feature, which forecasts have long caught up with; else empty."""
+    return "" if feature.usual is None else f"usually {number(feature.usual, feature.band[1] - feature.band[0])}"
 
-    A displaced level is what forecasts have long caught up with: ``pressure is 6.2, usually 4.1``.
-    """
+
+def strongest_feature(alert: Alert) -> str:
+    """``pressure is 4.21, expected 4.1 (4.02 to 4.17)``; empty where no feature is named."""
     if not alert.features:
         return ""
     it = alert.features[0]
     observed, expected, band = against(it.observed, it.expected, it.band)
-    if it.usual is not None:
-        return f"{it.name} is {observed}, usually {number(it.usual, it.band[1] - it.band[0])}"
-    return f"{it.name} is {observed}, expected {expected} ({band})"
+    return f"{it.name} is {observed}, {usually(it) or f'expected {expected} ({band})'}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:

@@ -15,7 +15,7 @@ from models.synthetic import Fault
 from pipeline.demo.judgement import Summary, is_excused
 from pipeline.records import Alert, FeatureEvidence
 from pipeline.wire import iso_time
-from pipeline.wording import against, number
+from pipeline.wording import against, usually
 
 SHOWN_FEATURES = 3
 SEVERITY_STYLE = {"warning": "yellow", "critical": "bold red"}
@@ -52,8 +52,7 @@ def alert_line(alert: Alert, note: str | None) -> Text:
 def feature_text(feature: FeatureEvidence, *, is_only: bool) -> str:
     """``0 (expected 128 to 136)``, after the feature's name where there are several."""
     seen, _, band = against(feature.observed, feature.expected, feature.band)
-    usually = None if feature.usual is None else f"usually {number(feature.usual, feature.band[1] - feature.band[0])}"
-    return f"{'' if is_only else feature.name + ' '}{seen} ({usually or f'expected {band}'})"
+    return f"{'' if is_only else feature.name + ' '}{seen} ({usually(feature) or f'expected {band}'})"
 
 
 def label_note(alert: Alert, faults: Sequence[Fault], interval_ms: int) -> str | None:
