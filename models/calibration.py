@@ -90,6 +90,7 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
         entity_displacement=_bearing_tail(jump["entity_displacement"], entity.rate, LEAST_ENTITY_DISPLACEMENT),
         values=_cluster_tail(coupled["values"]),
         residuals=_cluster_tail(coupled["residuals"]),
+        means=_cluster_tail(coupled["means"]),
     )
 
 
@@ -113,6 +114,7 @@ def _fold(weights: Weights, evidence: Evidence, values: Tensor, start_ms: Tensor
         "entity_displacement",
         "values",
         "residuals",
+        "means",
     )
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, steps, OBSERVATIONS_PER_CALL):

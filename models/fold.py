@@ -295,6 +295,9 @@ class Fold:
         def of_entity(kind: int) -> Tensor:
             return none if jump is None else torch.where(jump.exists > 0, jump.s[kind], torch.nan)
 
+        def of_distance(kind: int) -> Tensor:
+            return none if apart is None else torch.where(apart[kind].exists > 0, apart[kind].s, torch.nan)
+
         single, jump, apart = look.single, look.jump, look.apart
         has_mixture = o.mixture[6] > 0
         return Trace(
@@ -320,8 +323,9 @@ class Fold:
             entity_rms=of_entity(2),
             entity_displacement=of_entity(3),
             entity_unrest=of_entity(2) + of_entity(3),
-            values=none if apart is None else torch.where(apart[0].exists > 0, apart[0].s, torch.nan),
-            residuals=none if apart is None else torch.where(apart[1].exists > 0, apart[1].s, torch.nan),
+            values=of_distance(0),
+            residuals=of_distance(1),
+            means=of_distance(2),
             controller=decision.controller,
         )
 

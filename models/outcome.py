@@ -41,8 +41,8 @@ class Trace:
     ``displacement``, ``stillness``, ``behaviour_nats`` (the strongest of A, displacement and stillness), ``surprise``,
     ``error_4``, ``expected`` (one step ahead), ``forecast_4``, ``forecast_8``, ``contribution``. ``(S, N)``: ``entity``
     (s), ``entity_mean`` (ew(s, 10)), ``entity_rms`` (sqrt(ew(s^2, 10))),
-    ``entity_displacement`` (ew(q, 10)), ``entity_unrest`` (sum of these two), ``values`` and ``residuals`` (T^2 / F),
-    ``controller`` (d).
+    ``entity_displacement`` (ew(q, 10)), ``entity_unrest`` (sum of these two), ``values``, ``residuals`` and
+    ``means`` (T^2 / F), ``controller`` (d).
     """
 
     level: Tensor
@@ -69,6 +69,7 @@ class Trace:
     entity_unrest: Tensor
     values: Tensor
     residuals: Tensor
+    means: Tensor
     controller: Tensor
 
 

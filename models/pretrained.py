@@ -56,7 +56,7 @@ class PooledTails:
     ``level`` is of S; ``short_activity``, ``activity`` and ``long_activity`` of A over 5, 20 and 60 observations;
     ``displacement`` and ``stillness`` of themselves;
     ``entity`` of s, ``entity_mean`` and ``entity_rms`` of s over 10,
-    ``entity_displacement`` of ew(q, 10); ``values`` and ``residuals`` of T^2 / F.
+    ``entity_displacement`` of ew(q, 10); ``values``, ``residuals`` and ``means`` of T^2 / F.
     """
 
     level: PooledTail = PooledTail(0.01, 5.0, 1.4)
@@ -71,6 +71,7 @@ class PooledTails:
     entity_displacement: PooledTail = PooledTail(2.5, 0.005, 0.3)
     values: PooledTail = PooledTail(3.8, 0.008, 0.3)
     residuals: PooledTail = PooledTail(1.6, 0.005, 0.3)
+    means: PooledTail = PooledTail(6.0, 0.005, 0.3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,10 @@ def _cluster_tail(kinds: int) -> tuple[_Field, ...]:
     return tuple(_Field(name, meaning, kinds) for name, meaning in meanings)
 
 
+DISTANCES = ("values", "residuals", "means")
+"""What ``coupled`` profiles take distances of, in the order of the signals."""
+
+
 def _distance(features: int, of: str) -> tuple[_Field, ...]:
     packed = features * (features + 1) // 2
     return (
@@ -371,7 +375,7 @@ def _entity_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[t
         yield from _group("entity", ENTITY_RESIDUAL)
         yield from _group("entity_tail", _cluster_tail(4))
     if config.evidence == "coupled":
-        for kind in ("values", "residuals"):
+        for kind in DISTANCES:
             yield from _group(f"{kind}_distance", _distance(len(config.features), kind))
             yield from _group(f"{kind}_tail", _cluster_tail(1))
     if predictor.scope == "stream":

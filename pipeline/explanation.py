@@ -40,6 +40,7 @@ SIGNAL_WORDS = {
     JUMP: "several features that leave their forecasts together",
     "values": "values that do not go together as they used to",
     "residuals": "forecast errors that do not go together as they used to",
+    "means": "levels of late that do not go together as they used to",
 }
 
 

@@ -12,15 +12,19 @@ from models.evidence.coupled import Apart, Distance, DistanceChain
 from models.evidence.jump import Jump, JumpChain, Residual
 from models.evidence.observed import JUMP, NONE, Observed, StreamEvidence
 from models.evidence.single import Activity, Bearing, Levels, SeasonLevels, Single, SingleChain
+from models.features import FAST_WINDOW
 from models.hand import Hand
 from models.pretrained import PooledTail, PooledTails
-from models.row import has_season
+from models.row import DISTANCES, has_season
 from models.tail import ClusterTail, Prior, RateTail
 
 # The residual of an entity that stands still sinks, and hardly varies: its least stir would then be an event of the
 # century. Its tail is not taken for lower or steeper than a third of the pooled one. Displacement needs no bound: it is
 # 0 within five spreads, and a stream that stands still keeps a spread.
 LEAST_OF_ENTITY = 1.0 / 3.0
+# A feature seen less than half as often as the most frequent one takes no part in T^2: waiting until it stands beside
+# all others could last for ever.
+SHARE_OF_PART = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,7 @@ class Priors:
     level: PooledTail
     behaviour: Prior
     entity: Prior
-    values: Prior
-    residuals: Prior
+    distances: tuple[Prior, ...]
 
     @classmethod
     def of(cls, pooled: PooledTails, like: Tensor) -> Priors:
@@ -54,8 +57,10 @@ class Priors:
                 pooled.entity_displacement,
                 least=(LEAST_OF_ENTITY, LEAST_OF_ENTITY, LEAST_OF_ENTITY, 0.0),
             ),
-            Prior.of(like, pooled.values, least=(LEAST_OF_ENTITY,)),
-            Prior.of(like, pooled.residuals, least=(LEAST_OF_ENTITY,)),
+            tuple(
+                Prior.of(like, tail, least=(LEAST_OF_ENTITY,))
+                for tail in (pooled.values, pooled.residuals, pooled.means)
+            ),
         )
 
 
@@ -65,7 +70,7 @@ class Look:
 
     single: Single | None
     jump: Jump | None
-    apart: tuple[Apart, Apart] | None
+    apart: list[Apart] | None
 
 
 class Chain:
@@ -73,11 +78,14 @@ class Chain:
 
     def __init__(self, hand: Hand, config: FoldConfig, priors: Priors) -> None:
         self.priors, self.features, self.life = priors, len(config.features), hand.life
+        self.fast_mean = hand.normaliser.fast_mean
         self.single = self._single(hand, config) if config.evidence == "single" else None
         self.jump = None if self.single is not None else self._jump(hand)
-        self.distances: tuple[DistanceChain, DistanceChain] | None = None
+        self.distances: list[DistanceChain] | None = None
         if config.evidence == "coupled":
-            self.distances = self._distance(hand, "values"), self._distance(hand, "residuals")
+            self.distances = [
+                self._distance(hand, kind, prior) for kind, prior in zip(DISTANCES, priors.distances, strict=True)
+            ]
 
     def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
         level_tail = hand.feature_group("level_tail", RateTail)
@@ -104,8 +112,7 @@ class Chain:
         residual, recent = hand.feature_group("residual", Residual), hand.entity_block("entity.recent")
         return JumpChain(residual, recent, tail, self.priors.entity)
 
-    def _distance(self, hand: Hand, kind: str) -> DistanceChain:
-        prior = self.priors.residuals if kind == "residuals" else self.priors.values
+    def _distance(self, hand: Hand, kind: str, prior: Prior) -> DistanceChain:
         tail = hand.entity_group(f"{kind}_tail", ClusterTail)
         tail.start_from(prior)
         name = f"{kind}_distance"
@@ -130,14 +137,14 @@ class Chain:
             chain.look(vectors, present, age)
             for chain, (vectors, present) in zip(self.distances, self._vectors(o), strict=True)
         ]
-        return Look(None, jump, (apart[0], apart[1]))
+        return Look(None, jump, apart)
 
     def strongest(self, seen: Look) -> StreamEvidence:
         """The maximum over kinds and features."""
         if self.single is not None and seen.single is not None:
             return self.single.strongest(seen.single, self.features)
         assert seen.jump is not None
-        kinds = [(seen.jump.nats, seen.jump.exists, seen.jump.contributions)]  # in the order JUMP, VALUES, RESIDUALS
+        kinds = [(seen.jump.nats, seen.jump.exists, seen.jump.contributions)]  # in the order of SIGNALS from JUMP on
         if seen.apart is not None:
             kinds += [(apart.nats, apart.exists, apart.parts.t()) for apart in seen.apart]
         nats = torch.stack([nats * exists for nats, exists, _ in kinds])
@@ -158,22 +165,27 @@ class Chain:
         assert seen.jump is not None
         self.jump.learn(o, seen.jump, self.life.count)
         if self.distances is not None and seen.apart is not None:
-            age = self._distance_age()
-            for chain, (vectors, present), apart in zip(self.distances, self._vectors(o), seen.apart, strict=True):
-                chain.learn(vectors, present, apart, age)
+            age, count = self._distance_age(), self._by_stream(o.count)
+            takes_part = count >= SHARE_OF_PART * count.amax(0)
+            for chain, apart in zip(self.distances, seen.apart, strict=True):
+                chain.learn(apart, takes_part, age)
 
     def _distance_age(self) -> Tensor:
         """Observations behind the tails of T^2, which begin after the first 400; counted like any tail from 20."""
         return (self.life.count - 400.0).clamp_min_(0.0).add_(20.0)
 
-    def _vectors(self, o: Observed) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Values and four-step residuals ``(F, N)`` with what is present of them."""
+    def _by_stream(self, column: Tensor) -> Tensor:
+        """``(F, N)`` of a vector ``(N F,)``."""
+        return column.view(-1, self.features).t()
 
-        def by_stream(column: Tensor) -> Tensor:
-            return column.view(-1, self.features).t()
-
+    def _vectors(self, o: Observed) -> list[tuple[Tensor, Tensor]]:
+        """What distances are taken of, ``(F, N)`` each, in the order of DISTANCES, with what is present of it."""
+        by_stream = self._by_stream
+        mean = torch.lerp(self.fast_mean, o.sight.x, o.moves.rate(FAST_WINDOW))
         error_4 = (o.sight.x - o.forecast_4) * o.has_4
-        return (
-            (by_stream(o.sight.x), by_stream(o.moves.weight)),
+        present = by_stream(o.moves.weight)
+        return [
+            (by_stream(o.sight.x), present),
             (by_stream(error_4), by_stream(o.has_4)),
-        )
+            (by_stream(mean), present),
+        ]

@@ -2,7 +2,10 @@
 
 References
 ----------
-T^2: H. Hotelling, "Multivariate quality control" (1947), with mean and covariance of a reference period.
+T^2: H. Hotelling, "Multivariate quality control" (1947), with mean and covariance of a reference period. Of running
+means, whose small shifts stand out from what averages away: C. Lowry, W. Woodall, C. Champ and S. Rigdon, "A
+multivariate exponentially weighted moving average control chart" (1992); their covariance is measured here rather than
+derived, since what sensors of a plant do is correlated in time.
 """
 
 from __future__ import annotations
@@ -30,8 +33,13 @@ class Distance:
 
 @dataclass(slots=True)
 class Apart:
-    """What ``DistanceChain.look`` saw: T^2 / F, what counts as evidence of it, whether it exists, nats; ``(N,)``."""
+    """What ``DistanceChain.look`` saw of ``vectors`` ``(F, N)``, of which those with ``present`` 1 exist.
 
+    T^2 / F, what counts as evidence of it, whether it exists, nats: ``(N,)``; what each component added: ``(F, N)``.
+    """
+
+    vectors: Tensor
+    present: Tensor
     raw: Tensor
     s: Tensor
     exists: Tensor
@@ -65,31 +73,35 @@ class DistanceChain:
         exists = (ready & (present.amax(0) > 0)).to(raw.dtype)
         smooth = torch.where(state.smooth > 0, torch.lerp(state.smooth, raw, 0.1), raw)
         s = smooth if self.is_smoothed else raw
-        return Apart(raw, s, exists, self.tail.nats(s, age, self.prior), parts)
+        return Apart(vectors, present, raw, s, exists, self.tail.nats(s, age, self.prior), parts)
 
-    def learn(self, vectors: Tensor, present: Tensor, seen: Apart, age: Tensor) -> None:
-        """Gather complete vectors until 400, then move the tail and the smoothed distance."""
+    def learn(self, seen: Apart, takes_part: Tensor, age: Tensor) -> None:
+        """Gather 400 vectors, complete in what ``takes_part`` ``(F, N)``; then move tail and smoothed distance."""
         state = self.state
         self.tail.fold(seen.s, age, seen.exists, self.prior)
         state.smooth.copy_(torch.where(seen.exists > 0, seen.s if self.is_smoothed else seen.raw, state.smooth))
-        gathers = (state.gathered < GATHERED) & (present.amin(0) > 0)
+        complete = ((seen.present > 0) | ~takes_part).all(0) & (seen.present.amax(0) > 0)
+        gathers = (state.gathered < GATHERED) & complete
         if not bool(gathers.any()):
             return
-        features = vectors.shape[0]
+        vectors, features = seen.vectors, seen.vectors.shape[0]
         rows, columns = torch.tril_indices(features, features, device=vectors.device)
         rate = gathers / (state.gathered + 1.0)
-        deviation = vectors - state.mean
+        deviation = (vectors - state.mean) * takes_part
         product = deviation[rows] * deviation[columns] * (1.0 - rate)
         state.factor.lerp_(product, rate.expand_as(product))
         state.mean.addcmul_(rate, deviation)
         state.gathered.add_(gathers)
-        complete = (gathers & (state.gathered >= GATHERED)).nonzero().squeeze(1)
-        if complete.numel() > 0:
-            self._freeze(complete, rows, columns, features)
+        full = (gathers & (state.gathered >= GATHERED)).nonzero().squeeze(1)
+        if full.numel() > 0:
+            self._freeze(full, takes_part[:, full], rows, columns)
 
-    def _freeze(self, which: Tensor, rows: Tensor, columns: Tensor, features: int) -> None:
-        """Replace covariances by their inverse Cholesky factors, with a ridge of 1 % of the diagonal."""
-        state = self.state
+    def _freeze(self, which: Tensor, takes_part: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Replace covariances by their inverse Cholesky factors, with a ridge of 1 % of the diagonal.
+
+        What takes no part has zeros there, so that it never counts.
+        """
+        state, features = self.state, takes_part.shape[0]
         packed, mean = state.factor[:, which].double(), state.mean[:, which].double()
         covariance = packed.new_zeros(which.numel(), features, features)
         covariance[:, rows, columns] = packed.t()
@@ -97,7 +109,7 @@ class DistanceChain:
         diagonal = covariance.diagonal(dim1=1, dim2=2)
         least = (mean.abs() * 1e-4 + 1e-8).square().t()
         # Scaled to unit diagonal first: features of very different units would exhaust the precision otherwise.
-        scale = torch.rsqrt(diagonal * (1.0 + RIDGE) + least)
+        scale = torch.rsqrt(diagonal * (1.0 + RIDGE) + least) * takes_part.t()
         unit = covariance * scale.unsqueeze(1) * scale.unsqueeze(2)
         unit.diagonal(dim1=1, dim2=2).fill_(1.0)
         factor = torch.linalg.cholesky_ex(unit)[0]

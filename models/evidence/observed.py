@@ -15,8 +15,8 @@ from torch import Tensor
 
 from models.features import CLIP_FROM, Moves, Sighting, arcsinh
 
-SIGNALS = ("none", "level", "activity", "displacement", "stillness", "jump", "values", "residuals")
-NONE, LEVEL, ACTIVITY, DISPLACEMENT, STILLNESS, JUMP, VALUES, RESIDUALS = range(8)
+SIGNALS = ("none", "level", "activity", "displacement", "stillness", "jump", "values", "residuals", "means")
+NONE, LEVEL, ACTIVITY, DISPLACEMENT, STILLNESS, JUMP, VALUES, RESIDUALS, MEANS = range(9)
 
 ABSENT = 1e30
 SURPRISE_RANGE = (1e-3, 15.0)

@@ -7,11 +7,12 @@ quantity ranks rows. Data sets without a plan get the defaults of a profile and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from models.config import Evidence
 
-Ranked = Literal["score", "level", "behaviour_nats", "entity", "entity_unrest", "values", "residuals"]
+Ranked = Literal["score", "level", "behaviour_nats", "entity", "entity_unrest", "values", "residuals", "means"]
 Clean = Literal["prefix", "unlabelled", "nothing"]
 
 BEFORE_FIRST_EVENT = 5_000
@@ -85,23 +86,24 @@ PLANS = {
     "netman_kpi": Plan("single", "behaviour_nats"),
     "smd": Plan("jump", "entity_unrest", clean="prefix", quick=Part(rows=7_000, begin="first event")),
     "asd": Plan("jump", "entity_unrest", clean="prefix"),
-    "skab": Plan("coupled", "values", quick=Part(longest=2_000)),
-    "3w": Plan("single", "behaviour_nats", clean="unlabelled", part=Part(rows=25_000)),
+    "skab": Plan("coupled", "means", quick=Part(longest=2_000)),
+    "3w": Plan("coupled", "means", clean="unlabelled", part=Part(rows=25_000)),
     "gecco2018": Plan("jump", "entity_unrest"),
     "kdd99": Plan("jump", "entity_unrest", is_each_apart=True, part=Part(rows=25_000, begin="events")),
     # Three numbers a connection, whose combination tells more than their course.
     **dict.fromkeys(
-        ("kdd99/http", "kdd99/smtp"),
+        ("kdd99/http*", "kdd99/smtp*"),
         Plan("coupled", "values", is_each_apart=True, part=Part(rows=25_000, begin="events")),
     ),
-    "modbus": Plan("jump", is_each_apart=True, quick=Part(longest=2_000)),
+    "modbus": Plan("coupled", "means", is_each_apart=True, quick=Part(longest=2_000)),
     "zeek": Plan("jump", is_each_apart=True, quick=Part(longest=2_000)),
+    "zeek/*_flows": Plan("coupled", "means", is_each_apart=True),
     "ctu13": Plan("jump", is_each_apart=True, part=Part(rows=25_000, begin="events")),
 }
 _UNKNOWN = Plan(clean="prefix", quick=Part(rows=5_000, begin="events"))
 
 
 def plan_of(name: str) -> Plan:
-    """The plan of ``data set/series``: that of series which begin alike, else of the data set."""
-    alike = [plan for key, plan in PLANS.items() if "/" in key and name.startswith(key)]
+    """The plan of ``data set/series``: that of a pattern of series, else of the data set."""
+    alike = [plan for key, plan in PLANS.items() if "/" in key and fnmatchcase(name, key)]
     return alike[0] if alike else PLANS.get(name.partition("/")[0], _UNKNOWN)

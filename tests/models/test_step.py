@@ -352,6 +352,7 @@ def test_detail_covers_every_cell():
     assert part.trace is not None
     assert torch.isfinite(part.trace.values[405:]).any()
     assert torch.isfinite(part.trace.residuals[412:]).any()
+    assert torch.isfinite(part.trace.means[405:]).any()
 
 
 def test_jump_in_many_features_at_once_wins_as_entity_signal():
@@ -378,6 +379,50 @@ def test_coupled_features_that_part_company_are_seen():
     assert part.trace is not None
     assert part.trace.values[530:].median() > 20 * part.trace.values[410:530].median()
     assert (part.verdict[530:540] == 1).any()
+
+
+def test_a_small_shift_of_coupled_features_shows_in_their_running_means():
+    """By as much as they vary from one observation to the next: ordinary each time, but never ten times in a row."""
+    scorer = make_scorer("coupled", features=3)
+    _, times = make_series(900, 1, 3, missing=0.0, faults=False)
+    x = torch.tensor(np.random.default_rng(0).normal(0, 1, (900, 1, 3)), dtype=torch.float32)
+    x[700:] += 1.0
+    trace = play(scorer, x, times, [900], detail=True)[0][0].trace
+    assert trace is not None
+    assert trace.means[720:].median() > 6 * trace.means[410:700].median()
+    assert trace.values[720:].median() < 3 * trace.values[410:700].median()
+
+
+def test_means_of_coupled_features_are_those_of_numpy():
+    """T^2 / F of ew(x, 10) against mean and covariance of its first 400, ridge of 1 % of the diagonal."""
+    scorer = make_scorer("coupled", features=3)
+    x, times = make_series(500, 1, 3, missing=0.0, faults=False)
+    trace = play(scorer, x, times, [500], detail=True)[0][0].trace
+    assert trace is not None
+    means, mean = np.empty((500, 3)), np.zeros(3)
+    for t, row in enumerate(x[:, 0].double().numpy()):
+        mean = mean + max(1 / 10, 1 / (t + 1)) * (row - mean)
+        means[t] = mean
+    centre = means[:400].mean(0)
+    covariance = np.cov(means[:400].T, bias=True)
+    covariance += np.diag(0.01 * np.diag(covariance) + (1e-4 * np.abs(centre) + 1e-8) ** 2)
+    apart = means[400:] - centre
+    expected = np.einsum("ti,ij,tj->t", apart, np.linalg.inv(covariance), apart) / 3
+    np.testing.assert_allclose(trace.means[400:, 0], expected, rtol=0.02)
+
+
+@pytest.mark.parametrize("alive_from", [None, 700], ids=["never seen", "seen after the reference"])
+def test_a_sensor_without_values_does_not_keep_the_others_from_t2(alive_from):
+    """It takes no part in the distances, also when it comes alive after they were made."""
+    scorer = make_scorer("coupled", features=4)
+    x, times = make_series(900, 1, 4, missing=0.0, faults=False)
+    x[:alive_from, 0, 3] = torch.nan
+    part = play(scorer, x, times, [900], detail=True)[0][0]
+    alone = play(make_scorer("coupled", features=3), x[:, :, :3], times, [900], detail=True)[0][0]
+    assert part.trace is not None
+    assert alone.trace is not None
+    torch.testing.assert_close(part.trace.values[401:] * 4 / 3, alone.trace.values[401:], rtol=0.02, atol=0.01)
+    torch.testing.assert_close(part.trace.means[401:] * 4 / 3, alone.trace.means[401:], rtol=0.02, atol=0.01)
 
 
 def test_warming_up_lasts_a_hundred_observations_of_data():

@@ -390,9 +390,9 @@ def test_compare_replays_both_configurations(folder, tmp_path, capsys):
     assert "alerts the same" in capsys.readouterr().out
 
 
-def test_series_that_begin_alike_have_a_plan_of_their_own():
+def test_series_of_a_pattern_have_a_plan_of_their_own():
     """Captures of few numbers are judged apart from the wide one of the same data set."""
-    assert plan_of("kdd99/http_b") == PLANS["kdd99/http"]
+    assert plan_of("kdd99/http_b") == PLANS["kdd99/http*"]
     assert plan_of("kdd99/all_10pct") == PLANS["kdd99"]
     assert plan_of("nobody/knows").evidence is None
 
