@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from models.evidence.chain import Chain, Look
-from models.evidence.observed import Observed, StreamEvidence, observed, one_step_forecast
+from models.evidence.coupled import Apart
+from models.evidence.observed import (
+    DISPLACEMENT,
+    MEANS,
+    VALUES,
+    Observed,
+    StreamEvidence,
+    observed,
+    one_step_forecast,
+)
 from models.fast_weights import Due
 from models.features import (
     INPUTS,
@@ -268,6 +277,8 @@ class Fold:
             usual, displaced = bearing.usual_level, bearing.level - bearing.usual_level
         elif look.jump is not None and self.chain.jump is not None:
             usual, displaced = self.chain.jump.residual.slow_mean, look.jump.deviation
+        if look.apart is not None:
+            usual, displaced = self._beside_others(look.apart, found.signal, usual, displaced)
         numbers = (
             torch.where(o.moves.valid, o.sight.x, nowhere),
             o.mean,
@@ -280,6 +291,17 @@ class Fold:
             usual,
         )
         return torch.cat((torch.stack(numbers), o.mixture))
+
+    def _beside_others(self, apart: Apart, signal: Tensor, usual: Tensor, displaced: Tensor) -> tuple[Tensor, Tensor]:
+        """Usual level and distance from it ``(R,)``, of displacements; else what the other features ask for."""
+        kind, stream = torch.where(signal == MEANS, MEANS - VALUES, 0), torch.arange(self.streams, device=signal.device)
+        counts = (apart.exists[kind, stream] > 0) & (signal != DISPLACEMENT)
+        astray, level = apart.astray[kind, :, stream], apart.vectors[kind, :, stream]
+        is_shown = counts.repeat_interleave(self.features)
+        return (
+            torch.where(is_shown, (level - astray).flatten(), usual),
+            torch.where(is_shown, astray.flatten(), displaced),
+        )
 
     def _trace(self, o: Observed, look: Look, found: StreamEvidence, decision: Decision) -> Trace:
         shape = (self.streams, self.features)
@@ -296,7 +318,7 @@ class Fold:
             return none if jump is None else torch.where(jump.exists > 0, jump.s[kind], torch.nan)
 
         def of_distance(kind: int) -> Tensor:
-            return none if apart is None else torch.where(apart[kind].exists > 0, apart[kind].s, torch.nan)
+            return none if apart is None else torch.where(apart.exists[kind] > 0, apart.s[kind], torch.nan)
 
         single, jump, apart = look.single, look.jump, look.apart
         has_mixture = o.mixture[6] > 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.evidence.observed import DISPLACEMENT, NONE, STILLNESS, mixture_tails, one_step_forecast
+from models.evidence.observed import DISPLACEMENT, MEANS, NONE, STILLNESS, VALUES, mixture_tails, one_step_forecast
 from models.tail import MISSING
 
 TOLD = (
@@ -27,7 +27,8 @@ TOLD = (
 
 GROUNDS = 18
 """Numbers of a feature that evidence is made of: x (NaN where missing), m, sigma, nats, gate, forecasts made 4 and 8
-observations earlier, distance of the level of late from the usual one, that level, the nine of the one-step mixture."""
+observations earlier, distance of the level of late from the usual one, that level (of coupled features: from where the
+others ask for it), the nine of the one-step mixture."""
 
 BAND = (0.01, 0.99)
 
@@ -83,9 +84,9 @@ class Evidence:
         ``(E,)`` int64: the cell.
     observed, expected, band_low, band_high, usual, nats
         ``(E, F)``: raw units (NaN where missing); band = 1 and 99 % points of the one-step mixture; the usual level
-        is what displacement is measured from.
+        is where displacement is measured from, of coupled features what would go with the others.
     direction
-        ``(E,)`` int8: -1 below, +1 above what was expected (of a displacement, what was usual), 0 none.
+        ``(E,)`` int8: -1 below, +1 above what was expected (where it has a usual level, that level), 0 none.
     gate, forecast_4, forecast_8
         ``(E,)`` of the strongest feature; NaN where they do not exist.
     peak, d, severity
@@ -190,7 +191,8 @@ def _evidence(told: Tensor, cells: Tensor, grounds: Tensor, features: int) -> Ev
     ahead = of_strongest(eight)
     basis = torch.where(torch.isfinite(ahead), ahead, of_strongest(expected))
     direction = torch.sign(of_strongest(observed) - basis).nan_to_num_(0.0)
-    direction = torch.where(of["signal"] == DISPLACEMENT, of_strongest(displaced).sign(), direction)
+    has_usual = (of["signal"] == DISPLACEMENT) | (of["signal"] == VALUES) | (of["signal"] == MEANS)
+    direction = torch.where(has_usual, of_strongest(displaced).sign(), direction)
     direction = direction.masked_fill(of["signal"] == STILLNESS, 0.0) * (of["nats"] > 0)
     return Evidence(
         cells[0],

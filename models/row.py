@@ -161,16 +161,16 @@ def _cluster_tail(kinds: int) -> tuple[_Field, ...]:
 
 
 DISTANCES = ("values", "residuals", "means")
-"""What ``coupled`` profiles take distances of, in the order of the signals."""
+"""What ``coupled`` profiles take T^2 of, in the order of the signals: values, four-step forecast errors, ew(x, 10)."""
 
 
-def _distance(features: int, of: str) -> tuple[_Field, ...]:
-    packed = features * (features + 1) // 2
+def _distances(features: int) -> tuple[_Field, ...]:
+    kinds, packed = len(DISTANCES), features * (features + 1) // 2
     return (
-        _Field("gathered", f"complete observations gathered for T^2 of {of}, at most 400"),
-        _Field("mean", f"mean of the first 400 {of}", features),
-        _Field("factor", "their covariance, then the inverse Cholesky factor, packed lower triangle", packed),
-        _Field("smooth", "ew(T^2 / F, 10)"),
+        _Field("gathered", "for T^2 of values, residuals, means: complete observations gathered, at most 400", kinds),
+        _Field("mean", "their means", kinds * features),
+        _Field("factor", "their covariances, then inverse Cholesky factors, packed lower triangles", kinds * packed),
+        _Field("smooth", "T^2 / F, of residuals ew(T^2 / F, 10)", kinds),
     )
 
 
@@ -375,9 +375,8 @@ def _entity_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[t
         yield from _group("entity", ENTITY_RESIDUAL)
         yield from _group("entity_tail", _cluster_tail(4))
     if config.evidence == "coupled":
-        for kind in DISTANCES:
-            yield from _group(f"{kind}_distance", _distance(len(config.features), kind))
-            yield from _group(f"{kind}_tail", _cluster_tail(1))
+        yield from _group("distance", _distances(len(config.features)))
+        yield from _group("distance_tail", _cluster_tail(len(DISTANCES)))
     if predictor.scope == "stream":
         yield _wide("hidden", state_width(predictor), "hidden state of the recurrent network")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.records import DISPLACEMENT, EVENTS, RESOLVED, VERDICTS, Alert, FeatureEvidence, Partition
+from pipeline.records import EVENTS, RESOLVED, VERDICTS, WITH_USUAL_LEVEL, Alert, FeatureEvidence, Partition
 from pipeline.settings import Profile
 
 SHOWN_FEATURES = 5
@@ -125,7 +125,7 @@ def _features(profile: Profile, cell: Cell) -> tuple[FeatureEvidence, ...]:
                 column("expected", feature),
                 (column("band_low", feature), column("band_high", feature)),
                 float(np.nan_to_num(nats[feature], nan=0.0)),
-                column("usual", feature) if cell.signal == DISPLACEMENT else None,
+                column("usual", feature) if cell.signal in WITH_USUAL_LEVEL else None,
             )
         )
     return tuple(shown)

@@ -19,6 +19,7 @@ from pipeline.records import (
     DISPLACEMENT,
     EVENTS,
     VERDICTS,
+    WITH_USUAL_LEVEL,
     Bool,
     Committed,
     Float32,
@@ -69,7 +70,7 @@ class Explanation:
     observed, expected, band_low, band_high
         ``(T, F)`` in raw units; the band holds 98 % of what was expected one step ahead.
     usual
-        ``(T, F)`` the level that displacement is measured from.
+        ``(T, F)`` where a feature used to be (displacement), or would be beside the others (values, means).
     contribution
         ``(T, F)`` nats.
     level, raw_level, record, gate, activity, displacement, stillness
@@ -227,7 +228,7 @@ def _cause(e: Explanation, at: int) -> str:
     strongest = e.strongest_feature(at)
     feature, is_entity = e.features[strongest], int(e.feature[at]) < 0
     usual = number(float(e.usual[at, strongest]), float(e.band_high[at, strongest] - e.band_low[at, strongest]))
-    against = f"the usual {usual}" if name == DISPLACEMENT else "what was expected"
+    against = f"the usual {usual}" if name in WITH_USUAL_LEVEL else "what was expected"
     side = {-1: f", below {against}", 1: f", above {against}", 0: ""}[int(e.direction[at])]
     about = "" if len(e.features) == 1 else f", most of all {feature}" if is_entity else f" in {feature}"
     return f"{SIGNAL_WORDS.get(name, 'nothing in particular')} ({name}){about}{side}{_gate(e, at, name)}"

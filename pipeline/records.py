@@ -17,7 +17,8 @@ CONTROL_NONE, CONTROL_RESET, CONTROL_FORGET = 0, 1, 2
 VERDICTS = ("normal", "anomalous", "warming_up", "missing")
 EVENTS = ("", "opened", "updated", "resolved")
 DISPLACEMENT = "displacement"
-"""The signal whose alerts name a usual level."""
+WITH_USUAL_LEVEL = (DISPLACEMENT, "values", "means")
+"""Signals whose alerts name a usual level: where a feature used to be, or would be beside the others as they are."""
 OPENED, RESOLVED = 1, 3
 NO_OFFSET = np.iinfo(np.int64).max
 
@@ -176,7 +177,7 @@ class Scores:
 class FeatureEvidence:
     """What one feature contributed to an alert: raw units, band = 1 and 99 % points of the one-step mixture.
 
-    ``usual`` is the level that a displacement is measured from; ``None`` for other signals.
+    ``usual`` is the level of :data:`WITH_USUAL_LEVEL`; ``None`` for other signals.
     """
 
     name: str

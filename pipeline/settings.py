@@ -506,8 +506,9 @@ class Profile(_Section):
     light
         The narrow row: no fast weights, no seasonal memory; with ``predictor = "gru"`` the shipped GRU of 32.
     evidence
-        ``single``: features by themselves; ``jump``: many at once, as on servers; ``coupled``: jump, and the distance of
-        up to 16 that go together, as the sensors of a machine do. When absent ``single`` for one feature, else ``jump``.
+        ``single``: features by themselves; ``jump``: many at once, as on servers; ``coupled``: jump, and the distance
+        of up to 16 that go together, as the sensors of a machine do. When absent ``single`` for one feature, ``jump``
+        for several.
     alarm_budget
         False alarms allowed per stream, as text: ``"1 per week"``.
     idle_reset_s

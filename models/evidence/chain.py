@@ -15,7 +15,7 @@ from models.evidence.single import Activity, Bearing, Levels, SeasonLevels, Sing
 from models.features import FAST_WINDOW
 from models.hand import Hand
 from models.pretrained import PooledTail, PooledTails
-from models.row import DISTANCES, has_season
+from models.row import has_season
 from models.tail import ClusterTail, Prior, RateTail
 
 # The residual of an entity that stands still sinks, and hardly varies: its least stir would then be an event of the
@@ -34,7 +34,7 @@ class Priors:
     level: PooledTail
     behaviour: Prior
     entity: Prior
-    distances: tuple[Prior, ...]
+    distances: Prior
 
     @classmethod
     def of(cls, pooled: PooledTails, like: Tensor) -> Priors:
@@ -57,10 +57,7 @@ class Priors:
                 pooled.entity_displacement,
                 least=(LEAST_OF_ENTITY, LEAST_OF_ENTITY, LEAST_OF_ENTITY, 0.0),
             ),
-            tuple(
-                Prior.of(like, tail, least=(LEAST_OF_ENTITY,))
-                for tail in (pooled.values, pooled.residuals, pooled.means)
-            ),
+            Prior.of(like, pooled.values, pooled.residuals, pooled.means, least=(LEAST_OF_ENTITY,) * 3),
         )
 
 
@@ -70,7 +67,7 @@ class Look:
 
     single: Single | None
     jump: Jump | None
-    apart: list[Apart] | None
+    apart: Apart | None
 
 
 class Chain:
@@ -81,11 +78,7 @@ class Chain:
         self.fast_mean = hand.normaliser.fast_mean
         self.single = self._single(hand, config) if config.evidence == "single" else None
         self.jump = None if self.single is not None else self._jump(hand)
-        self.distances: list[DistanceChain] | None = None
-        if config.evidence == "coupled":
-            self.distances = [
-                self._distance(hand, kind, prior) for kind, prior in zip(DISTANCES, priors.distances, strict=True)
-            ]
+        self.distances = self._distances(hand) if config.evidence == "coupled" else None
 
     def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
         level_tail = hand.feature_group("level_tail", RateTail)
@@ -112,17 +105,10 @@ class Chain:
         residual, recent = hand.feature_group("residual", Residual), hand.entity_block("entity.recent")
         return JumpChain(residual, recent, tail, self.priors.entity)
 
-    def _distance(self, hand: Hand, kind: str, prior: Prior) -> DistanceChain:
-        tail = hand.entity_group(f"{kind}_tail", ClusterTail)
-        tail.start_from(prior)
-        name = f"{kind}_distance"
-        state = Distance(
-            hand.entity_block(f"{name}.gathered")[0],
-            hand.entity_block(f"{name}.mean"),
-            hand.entity_block(f"{name}.factor"),
-            hand.entity_block(f"{name}.smooth")[0],
-        )
-        return DistanceChain(state, tail, prior, is_smoothed=kind == "residuals")
+    def _distances(self, hand: Hand) -> DistanceChain:
+        tail = hand.entity_group("distance_tail", ClusterTail)
+        tail.start_from(self.priors.distances)
+        return DistanceChain(hand.entity_group("distance", Distance), tail, self.priors.distances, self.features)
 
     def look(self, o: Observed) -> Look:
         """Evidence of all kinds."""
@@ -130,13 +116,7 @@ class Chain:
             return Look(self.single.look(o), None, None)
         assert self.jump is not None
         jump = self.jump.look(o, self.life.count)
-        if self.distances is None:
-            return Look(None, jump, None)
-        age = self._distance_age()
-        apart = [
-            chain.look(vectors, present, age)
-            for chain, (vectors, present) in zip(self.distances, self._vectors(o), strict=True)
-        ]
+        apart = None if self.distances is None else self.distances.look(*self._vectors(o), self._distance_age())
         return Look(None, jump, apart)
 
     def strongest(self, seen: Look) -> StreamEvidence:
@@ -144,15 +124,16 @@ class Chain:
         if self.single is not None and seen.single is not None:
             return self.single.strongest(seen.single, self.features)
         assert seen.jump is not None
-        kinds = [(seen.jump.nats, seen.jump.exists, seen.jump.contributions)]  # in the order of SIGNALS from JUMP on
-        if seen.apart is not None:
-            kinds += [(apart.nats, apart.exists, apart.parts.t()) for apart in seen.apart]
-        nats = torch.stack([nats * exists for nats, exists, _ in kinds])
-        best, winner = nats.max(0)
-        signal = torch.where(winner == 0, seen.jump.signal, winner + JUMP).to(best.dtype)
-        shares = torch.stack([part / part.sum(1, keepdim=True).clamp_min(1e-12) for *_, part in kinds])
-        share = shares[winner, torch.arange(best.shape[0], device=best.device)]
-        compared = torch.stack([exists for _, exists, _ in kinds]).sum(0)
+        jump, apart = seen.jump, seen.apart
+        nats, exists, parts = jump.nats.unsqueeze(0), jump.exists.unsqueeze(0), jump.contributions.unsqueeze(0)
+        if apart is not None:  # in the order of SIGNALS from JUMP on
+            nats, exists = torch.cat((nats, apart.nats)), torch.cat((exists, apart.exists))
+            parts = torch.cat((parts, apart.parts.transpose(1, 2)))
+        best, winner = (nats * exists).max(0)
+        signal = torch.where(winner == 0, jump.signal, winner + JUMP).to(best.dtype)
+        part = parts[winner, torch.arange(best.shape[0], device=best.device)]
+        share = part / part.sum(1, keepdim=True).clamp_min(1e-12)
+        compared = exists.sum(0)
         feature = torch.full_like(best, -1.0)
         return StreamEvidence(best, compared, signal.masked_fill(best <= 0, NONE), feature, share * best.unsqueeze(1))
 
@@ -165,10 +146,8 @@ class Chain:
         assert seen.jump is not None
         self.jump.learn(o, seen.jump, self.life.count)
         if self.distances is not None and seen.apart is not None:
-            age, count = self._distance_age(), self._by_stream(o.count)
-            takes_part = count >= SHARE_OF_PART * count.amax(0)
-            for chain, apart in zip(self.distances, seen.apart, strict=True):
-                chain.learn(apart, takes_part, age)
+            count = self._by_stream(o.count)
+            self.distances.learn(seen.apart, count >= SHARE_OF_PART * count.amax(0), self._distance_age())
 
     def _distance_age(self) -> Tensor:
         """Observations behind the tails of T^2, which begin after the first 400; counted like any tail from 20."""
@@ -178,14 +157,9 @@ class Chain:
         """``(F, N)`` of a vector ``(N F,)``."""
         return column.view(-1, self.features).t()
 
-    def _vectors(self, o: Observed) -> list[tuple[Tensor, Tensor]]:
-        """What distances are taken of, ``(F, N)`` each, in the order of DISTANCES, with what is present of it."""
-        by_stream = self._by_stream
+    def _vectors(self, o: Observed) -> tuple[Tensor, Tensor]:
+        """What distances are taken of, ``(W, F, N)`` in the order of DISTANCES, and what is present of it."""
         mean = torch.lerp(self.fast_mean, o.sight.x, o.moves.rate(FAST_WINDOW))
         error_4 = (o.sight.x - o.forecast_4) * o.has_4
-        present = by_stream(o.moves.weight)
-        return [
-            (by_stream(o.sight.x), present),
-            (by_stream(error_4), by_stream(o.has_4)),
-            (by_stream(mean), present),
-        ]
+        vectors, present = (o.sight.x, error_4, mean), (o.moves.weight, o.has_4, o.moves.weight)
+        return torch.stack([*map(self._by_stream, vectors)]), torch.stack([*map(self._by_stream, present)])

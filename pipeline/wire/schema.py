@@ -69,7 +69,10 @@ class EvidenceMessage(BaseModel):
     band_low: Annotated[float | None, Field(description="1 % point of the one-step forecast.")]
     band_high: Annotated[float | None, Field(description="99 % point of the one-step forecast.")]
     nats: float | None
-    usual: Annotated[float | None, Field(description="The level that a displacement is measured from.")] = None
+    usual: Annotated[
+        float | None,
+        Field(description="Where it used to be (displacement), or would be beside the others (values, means)."),
+    ] = None
 
 
 class AlertMessage(_Message):

@@ -425,6 +425,26 @@ def test_a_sensor_without_values_does_not_keep_the_others_from_t2(alive_from):
     torch.testing.assert_close(part.trace.means[401:] * 4 / 3, alone.trace.means[401:], rtol=0.02, atol=0.01)
 
 
+@pytest.mark.parametrize("astray", range(4))
+def test_the_coupled_feature_that_went_astray_is_named_with_where_the_others_ask_for_it(astray):
+    """Whitened components would blame what comes later in the order of features, too."""
+    scorer = make_scorer("coupled", features=4)
+    rng = np.random.default_rng(astray)
+    _, times = make_series(700, 1, 4, missing=0.0, faults=False)
+    common = rng.normal(0, 1, (700, 1, 2)) @ rng.normal(0, 1, (2, 4))
+    healthy = 20.0 + common + 0.05 * rng.normal(0, 1, (700, 1, 4))
+    x = torch.tensor(healthy, dtype=torch.float32)
+    x[650:, 0, astray] -= 3.0
+    part = play(scorer, x, times, [700], detail=True)[0][0]
+    has_usual = torch.isin(part.signal[:, 0], torch.tensor([scorer.signals.index(it) for it in ("values", "means")]))
+    alarms = torch.nonzero((part.verdict[:, 0] == 1) & has_usual).flatten()
+    assert len(alarms) > 10
+    details = part.details
+    assert (details.nats[alarms].argmax(1) == astray).all()
+    assert (details.direction[alarms] == -1).all()
+    assert abs((details.usual - details.observed)[alarms, astray].median() - 3.0) < 1.0
+
+
 def test_warming_up_lasts_a_hundred_observations_of_data():
     """The first verdict comes after 100 valid observations, missing ones not counted."""
     scorer = make_scorer(features=1)
