@@ -142,6 +142,7 @@ LIFE = (
     _Field("reported", "score at the episode's last event"),
     _Field("severity", "0 none, 1 warning, 2 critical"),
 )
+TOGETHER = (_Field("mean_10", "ew(x, 10) from the 20th value on, x within 10 sigma of m"),)
 ENTITY_RESIDUAL = (_Field("recent", "ew(s, 10), ew(s^2, 10), ew(q, 10)", 3),)
 
 
@@ -349,6 +350,8 @@ def _feature_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[
         yield from _group("behaviour_tail", _cluster_tail(5))
     else:
         yield from _group("residual", RESIDUAL)
+    if config.evidence == "coupled":
+        yield from _group("together", TOGETHER)
     if has_fast_weights(config):
         yield from _group("adaptation", ADAPTATION)
     if config.evidence == "single":

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from models.config import FoldConfig
-from models.evidence.coupled import Apart, Distance, DistanceChain
+from models.evidence.coupled import GATHERED, Apart, Distance, DistanceChain
 from models.evidence.jump import Jump, JumpChain, Residual
-from models.evidence.observed import JUMP, NONE, Observed, StreamEvidence
+from models.evidence.observed import JUMP, NONE, Observed, StreamEvidence, own_rate
 from models.evidence.single import Activity, Bearing, Levels, SeasonLevels, Single, SingleChain
-from models.features import FAST_WINDOW
+from models.features import CLIP_FROM, CLIP_SIGMAS, clipped_deviation
 from models.hand import Hand
 from models.pretrained import PooledTail, PooledTails
 from models.row import has_season
@@ -25,6 +25,7 @@ LEAST_OF_ENTITY = 1.0 / 3.0
 # A feature seen less than half as often as the most frequent one takes no part in T^2: waiting until it stands beside
 # all others could last for ever.
 SHARE_OF_PART = 0.5
+MEAN_WINDOW = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,11 @@ class Chain:
 
     def __init__(self, hand: Hand, config: FoldConfig, priors: Priors) -> None:
         self.priors, self.features, self.life = priors, len(config.features), hand.life
-        self.fast_mean = hand.normaliser.fast_mean
         self.single = self._single(hand, config) if config.evidence == "single" else None
         self.jump = None if self.single is not None else self._jump(hand)
-        self.distances = self._distances(hand) if config.evidence == "coupled" else None
+        self.distances: DistanceChain | None = None
+        if config.evidence == "coupled":
+            self.distances, self.mean_10 = self._distances(hand), hand.feature_block("together.mean_10")[0]
 
     def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
         level_tail = hand.feature_group("level_tail", RateTail)
@@ -146,20 +148,29 @@ class Chain:
         assert seen.jump is not None
         self.jump.learn(o, seen.jump, self.life.count)
         if self.distances is not None and seen.apart is not None:
-            count = self._by_stream(o.count)
-            self.distances.learn(seen.apart, count >= SHARE_OF_PART * count.amax(0), self._distance_age())
+            count, mean, reach = (self._by_stream(it) for it in (o.count, o.mean, o.sigma * CLIP_SIGMAS))
+            takes_part = (count >= SHARE_OF_PART * count.amax(0)) & (self.life.count >= CLIP_FROM)
+            self.distances.learn(seen.apart, takes_part, mean, reach, self._distance_age())
+            self.mean_10.copy_(self._running_mean(o))
 
     def _distance_age(self) -> Tensor:
-        """Observations behind the tails of T^2, which begin after the first 400; counted like any tail from 20."""
-        return (self.life.count - 400.0).clamp_min_(0.0).add_(20.0)
+        """Observations behind the tails of T^2, which begin 400 after the 20th; counted like any tail from 20."""
+        return (self.life.count - GATHERED).clamp_min_(CLIP_FROM)
 
     def _by_stream(self, column: Tensor) -> Tensor:
         """``(F, N)`` of a vector ``(N F,)``."""
         return column.view(-1, self.features).t()
 
+    def _running_mean(self, o: Observed) -> Tensor:
+        """ew(x, 10), x included: one blow moves it by a sigma at most, and not for long."""
+        clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
+        return torch.lerp(self.mean_10, clipped, own_rate(o.moves.weight, o.count, float(CLIP_FROM), MEAN_WINDOW))
+
     def _vectors(self, o: Observed) -> tuple[Tensor, Tensor]:
         """What distances are taken of, ``(W, F, N)`` in the order of DISTANCES, and what is present of it."""
-        mean = torch.lerp(self.fast_mean, o.sight.x, o.moves.rate(FAST_WINDOW))
         error_4 = (o.sight.x - o.forecast_4) * o.has_4
-        vectors, present = (o.sight.x, error_4, mean), (o.moves.weight, o.has_4, o.moves.weight)
-        return torch.stack([*map(self._by_stream, vectors)]), torch.stack([*map(self._by_stream, present)])
+        vectors = torch.stack([self._by_stream(column) for column in (o.sight.x, error_4, self._running_mean(o))])
+        present = torch.stack([self._by_stream(column) for column in (o.moves.weight, o.has_4, o.count)])
+        # A feature has a mean from its first value on, also while it is missing: not all need to come together.
+        present[2] = ((present[0] + present[2]) > 0) & (present[0].amax(0) > 0)
+        return vectors, present

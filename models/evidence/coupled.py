@@ -20,7 +20,9 @@ from torch import Tensor
 from models.row import DISTANCES
 from models.tail import ClusterTail, Prior
 
-IS_SMOOTHED = (False, True, False)
+IS_ERROR = (False, True, False)
+"""Errors lie about 0; their distance is smoothed."""
+
 GATHERED = 400.0
 RIDGE = 0.01
 GREATEST = 1e12
@@ -71,7 +73,7 @@ class DistanceChain:
         self.factor = state.factor.view(len(DISTANCES), -1, streams)
         self.tail, self.prior = tail, prior
         self.rows, self.columns = torch.tril_indices(features, features, device=state.mean.device)
-        self.is_smoothed = torch.tensor(IS_SMOOTHED, device=state.mean.device).unsqueeze(1)
+        self.is_error = torch.tensor(IS_ERROR, device=state.mean.device).view(-1, 1, 1)
 
     def look(self, vectors: Tensor, present: Tensor, age: Tensor) -> Apart:
         """T^2 / F of ``vectors`` ``(W, F, N)``; components with ``present`` 0 lie on the mean."""
@@ -87,19 +89,25 @@ class DistanceChain:
         parts = (astray.square() * precision).clamp_max_(GREATEST)
         exists = (ready & (present.amax(1) > 0)).to(raw.dtype)
         smooth = torch.where(self.smooth > 0, torch.lerp(self.smooth, raw, 0.1), raw)
-        s = torch.where(self.is_smoothed, smooth, raw)
+        s = torch.where(self.is_error[:, 0], smooth, raw)
         return Apart(vectors, present, raw, s, exists, self.tail.nats(s, age, self.prior), astray, parts)
 
-    def learn(self, seen: Apart, takes_part: Tensor, age: Tensor) -> None:
-        """Gather 400 vectors, complete in what ``takes_part`` ``(F, N)``; then move tails and smoothed distances."""
+    def learn(self, seen: Apart, takes_part: Tensor, mean: Tensor, reach: Tensor, age: Tensor) -> None:
+        """Gather 400 vectors, complete in what ``takes_part``; then move tails and smoothed distances.
+
+        A value counts as no farther from ``mean`` than ``reach``, all ``(F, N)``: one wild value while gathering would
+        make the distance blind for good.
+        """
         self.tail.fold(seen.s, age, seen.exists, self.prior)
         self.smooth.copy_(torch.where(seen.exists > 0, seen.s, self.smooth))
-        complete = ((seen.present > 0) | ~takes_part).all(1) & (seen.present.amax(1) > 0)
+        complete = ((seen.present > 0) | ~takes_part).all(1) & takes_part.any(0)
         gathers = (self.gathered < GATHERED) & complete
         if not bool(gathers.any()):
             return
         rate = gathers / (self.gathered + 1.0)
-        deviation = (seen.vectors - self.mean) * takes_part
+        usual = mean * ~self.is_error
+        bounded = usual + torch.clamp(seen.vectors - usual, -reach, reach)
+        deviation = (bounded - self.mean) * takes_part
         product = deviation[:, self.rows] * deviation[:, self.columns] * (1.0 - rate).unsqueeze(1)
         self.factor.lerp_(product, rate.unsqueeze(1).expand_as(product))
         self.mean.addcmul_(rate.unsqueeze(1), deviation)

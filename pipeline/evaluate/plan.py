@@ -95,9 +95,9 @@ PLANS = {
         ("kdd99/http*", "kdd99/smtp*"),
         Plan("coupled", "values", is_each_apart=True, part=Part(rows=25_000, begin="events")),
     ),
-    "modbus": Plan("coupled", "means", is_each_apart=True, quick=Part(longest=2_000)),
+    "modbus": Plan("jump", is_each_apart=True, quick=Part(longest=2_000)),
     "zeek": Plan("jump", is_each_apart=True, quick=Part(longest=2_000)),
-    "zeek/*_flows": Plan("coupled", "means", is_each_apart=True),
+    "zeek/*_flows": Plan("coupled", is_each_apart=True),
     "ctu13": Plan("jump", is_each_apart=True, part=Part(rows=25_000, begin="events")),
 }
 _UNKNOWN = Plan(clean="prefix", quick=Part(rows=5_000, begin="events"))
