@@ -278,7 +278,7 @@ class Fold:
         elif look.jump is not None and self.chain.jump is not None:
             usual, displaced = self.chain.jump.residual.slow_mean, look.jump.deviation
         if look.apart is not None:
-            usual, displaced = self._beside_others(look.apart, found.signal, usual, displaced)
+            usual, displaced = self._beside_others(o, look.apart, found.signal, usual, displaced)
         numbers = (
             torch.where(o.moves.valid, o.sight.x, nowhere),
             o.mean,
@@ -292,16 +292,15 @@ class Fold:
         )
         return torch.cat((torch.stack(numbers), o.mixture))
 
-    def _beside_others(self, apart: Apart, signal: Tensor, usual: Tensor, displaced: Tensor) -> tuple[Tensor, Tensor]:
-        """Usual level and distance from it ``(R,)``, of displacements; else what the other features ask for."""
+    def _beside_others(
+        self, o: Observed, apart: Apart, signal: Tensor, usual: Tensor, displaced: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Usual level and distance from it ``(R,)``: those of a displacement, else what the other features ask for."""
         kind, stream = torch.where(signal == MEANS, MEANS - VALUES, 0), torch.arange(self.streams, device=signal.device)
         counts = (apart.exists[kind, stream] > 0) & (signal != DISPLACEMENT)
-        astray, level = apart.astray[kind, :, stream], apart.vectors[kind, :, stream]
-        is_shown = counts.repeat_interleave(self.features)
-        return (
-            torch.where(is_shown, (level - astray).flatten(), usual),
-            torch.where(is_shown, astray.flatten(), displaced),
-        )
+        is_shown, astray = counts.repeat_interleave(self.features), apart.astray[kind, :, stream].flatten()
+        asked_for = torch.where(o.moves.valid, o.sight.x - astray, torch.nan)
+        return torch.where(is_shown, asked_for, usual), torch.where(is_shown, astray, displaced)
 
     def _trace(self, o: Observed, look: Look, found: StreamEvidence, decision: Decision) -> Trace:
         shape = (self.streams, self.features)

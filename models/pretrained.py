@@ -173,7 +173,10 @@ class Weights:
         return cls(predictor, network, tensors["mu0"], tensors["P0"], pooled, about)
 
     def _description(self) -> dict[str, Any]:
-        return {"predictor": self.predictor.to_dict(), "pooled": asdict(self.pooled)}
+        pooled = asdict(self.pooled)
+        if self.pooled.means == PooledTails().means:  # came later: weights from before it keep their name
+            del pooled["means"]
+        return {"predictor": self.predictor.to_dict(), "pooled": pooled}
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"mu0": self.mu0, "P0": self.P0, **{f"network.{name}": t for name, t in self.network.items()}}

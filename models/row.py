@@ -142,7 +142,11 @@ LIFE = (
     _Field("reported", "score at the episode's last event"),
     _Field("severity", "0 none, 1 warning, 2 critical"),
 )
-TOGETHER = (_Field("mean_10", "ew(x, 10) from the 20th value on, x within 10 sigma of m"),)
+TOGETHER = (
+    _Field("mean_10", "ew(x, 10) from the 20th value on, x within 10 sigma of m"),
+    _Field("silent", "observations since its last value, at most 1000"),
+    _Field("member", "1 where it takes part in T^2"),
+)
 ENTITY_RESIDUAL = (_Field("recent", "ew(s, 10), ew(s^2, 10), ew(q, 10)", 3),)
 
 
@@ -168,10 +172,12 @@ DISTANCES = ("values", "residuals", "means")
 def _distances(features: int) -> tuple[_Field, ...]:
     kinds, packed = len(DISTANCES), features * (features + 1) // 2
     return (
-        _Field("gathered", "for T^2 of values, residuals, means: complete observations gathered, at most 400", kinds),
+        _Field(
+            "gathered", "for T^2 of values, residuals, means: 400 complete observations, then those measured", kinds
+        ),
         _Field("mean", "their means", kinds * features),
         _Field("factor", "their covariances, then inverse Cholesky factors, packed lower triangles", kinds * packed),
-        _Field("smooth", "T^2 / F, of residuals ew(T^2 / F, 10)", kinds),
+        _Field("smooth", "ew(T^2 / F, 10) of the residuals"),
     )
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from models.row import DISTANCES
 from models.tail import ClusterTail, Prior
 
-IS_ERROR = (False, True, False)
-"""Errors lie about 0; their distance is smoothed."""
-
+RESIDUALS = DISTANCES.index("residuals")
 GATHERED = 400.0
+# What tails of T^2 count as behind them when they begin, like any tail that begins after 20 observations.
+TAIL_HEAD_START = 20.0
 RIDGE = 0.01
 GREATEST = 1e12
 
@@ -32,7 +32,7 @@ GREATEST = 1e12
 class Distance:
     """State of the W distances of N streams.
 
-    ``gathered``, ``smooth`` ``(W, N)``, ``mean`` ``(W F, N)``, ``factor`` ``(W F (F + 1) / 2, N)``.
+    ``gathered`` ``(W, N)``, ``mean`` ``(W F, N)``, ``factor`` ``(W F (F + 1) / 2, N)``, ``smooth`` ``(N,)``.
     """
 
     gathered: Tensor
@@ -42,16 +42,24 @@ class Distance:
 
 
 @dataclass(slots=True)
+class Together:
+    """What features bring along to be looked at together, ``(R,)`` each, in the order of the row."""
+
+    mean_10: Tensor
+    silent: Tensor
+    member: Tensor
+
+
+@dataclass(slots=True)
 class Apart:
     """What ``DistanceChain.look`` saw of ``vectors`` ``(W, F, N)``, of which those with ``present`` 1 exist.
 
-    T^2 / F, what counts as evidence of it, whether it exists, nats: ``(W, N)``; how far each feature lies from where
-    the others ask for it, and how much of T^2 that is: ``(W, F, N)``.
+    T^2 / F, of residuals smoothed, whether it exists, nats: ``(W, N)``; how far each feature lies from where the others
+    ask for it, and how much of T^2 that is: ``(W, F, N)``.
     """
 
     vectors: Tensor
     present: Tensor
-    raw: Tensor
     s: Tensor
     exists: Tensor
     nats: Tensor
@@ -63,7 +71,7 @@ class DistanceChain:
     """Mahalanobis distances of F-vectors from the first 400 complete ones, W kinds side by side.
 
     While gathering, ``factor`` is the packed lower triangle of the running covariance; at 400 it becomes the inverse of
-    its Cholesky factor, and stays.
+    its Cholesky factor, and stays. From then on ``gathered`` counts what is measured.
     """
 
     def __init__(self, state: Distance, tail: ClusterTail, prior: Prior, features: int) -> None:
@@ -73,53 +81,65 @@ class DistanceChain:
         self.factor = state.factor.view(len(DISTANCES), -1, streams)
         self.tail, self.prior = tail, prior
         self.rows, self.columns = torch.tril_indices(features, features, device=state.mean.device)
-        self.is_error = torch.tensor(IS_ERROR, device=state.mean.device).view(-1, 1, 1)
 
-    def look(self, vectors: Tensor, present: Tensor, age: Tensor) -> Apart:
-        """T^2 / F of ``vectors`` ``(W, F, N)``; components with ``present`` 0 lie on the mean."""
-        # Until the factor exists its place holds a covariance, which must not be multiplied: it may overflow.
-        ready = self.gathered >= GATHERED
-        deviation = (vectors - self.mean).mul_(present).mul_(ready.unsqueeze(1))
-        none = torch.zeros_like(deviation)
-        whitened = none.index_add(1, self.rows, self.factor * deviation[:, self.columns])
-        raw = whitened.square().clamp_max_(GREATEST).mean(1)
-        pull = none.index_add(1, self.columns, self.factor * whitened[:, self.rows])
-        precision = none.index_add(1, self.columns, self.factor.square()).clamp_min_(1e-30)
-        astray = pull.mul_(present).div_(precision)
-        parts = (astray.square() * precision).clamp_max_(GREATEST)
-        exists = (ready & (present.amax(1) > 0)).to(raw.dtype)
-        smooth = torch.where(self.smooth > 0, torch.lerp(self.smooth, raw, 0.1), raw)
-        s = torch.where(self.is_error[:, 0], smooth, raw)
-        return Apart(vectors, present, raw, s, exists, self.tail.nats(s, age, self.prior), astray, parts)
+    def look(self, vectors: Tensor, present: Tensor) -> Apart:
+        """T^2 / F of ``vectors`` ``(W, F, N)``.
 
-    def learn(self, seen: Apart, takes_part: Tensor, mean: Tensor, reach: Tensor, age: Tensor) -> None:
-        """Gather 400 vectors, complete in what ``takes_part``; then move tails and smoothed distances.
-
-        A value counts as no farther from ``mean`` than ``reach``, all ``(F, N)``: one wild value while gathering would
-        make the distance blind for good.
+        Components with ``present`` 0 lie on the mean; T^2 is taken less what of it is due to the one of them that does
+        not go with the others (so it is that of the others where one is missing).
         """
-        self.tail.fold(seen.s, age, seen.exists, self.prior)
-        self.smooth.copy_(torch.where(seen.exists > 0, seen.s, self.smooth))
-        complete = ((seen.present > 0) | ~takes_part).all(1) & takes_part.any(0)
-        gathers = (self.gathered < GATHERED) & complete
+        ready = self.gathered >= GATHERED
+        # Until the factor exists its place holds a covariance, which must not be multiplied: it may overflow.
+        factor = torch.where(ready.unsqueeze(1), self.factor, 0.0)
+        deviation = (vectors - self.mean).mul_(present)
+        none = torch.zeros_like(deviation)
+        whitened = none.index_add(1, self.rows, factor * deviation[:, self.columns])
+        squares = whitened.square().clamp_max_(GREATEST)
+        pull = none.index_add(1, self.columns, factor * whitened[:, self.rows])
+        precision = none.index_add(1, self.columns, factor.square()).clamp_min_(1e-30)
+        astray = pull / precision
+        due = (astray * pull).clamp_max_(GREATEST)
+        parts = due * present
+        s = (squares.sum(1) - (due - parts).amax(1)).clamp_min_(0.0).div_(vectors.shape[1])
+        astray.mul_(present)
+        exists = (ready & (present.amax(1) > 0)).to(s.dtype)
+        smoothed = torch.lerp(self.smooth, s[RESIDUALS], 0.1)
+        s[RESIDUALS] = torch.where(self.smooth > 0, smoothed, s[RESIDUALS])
+        return Apart(vectors, present, s, exists, self.tail.nats(s, self._age(), self.prior), astray, parts)
+
+    def _age(self) -> Tensor:
+        """Observations behind the tails ``(W, N)``."""
+        return (self.gathered - GATHERED).clamp_min_(0.0).add_(TAIL_HEAD_START)
+
+    def learn(self, seen: Apart, member: Tensor, changes: Tensor, mean: Tensor, reach: Tensor) -> None:
+        """Gather 400 vectors, complete in the features that are ``member``; then move tails and smoothed distance.
+
+        Where the members change (``changes`` ``(N,)``), gathering begins again. A value counts as no farther from
+        ``mean`` than ``reach``, all ``(F, N)``: one wild value while gathering would make the distance blind for good.
+        """
+        self.tail.fold(seen.s, self._age(), seen.exists, self.prior)
+        self.smooth.copy_(torch.where(seen.exists[RESIDUALS] > 0, seen.s[RESIDUALS], self.smooth))
+        gathering = self.gathered < GATHERED
+        self.gathered.add_(seen.exists).masked_fill_(gathering & changes, 0.0)
+        gathers = gathering & ((seen.present > 0) | ~member).all(1) & member.any(0)
         if not bool(gathers.any()):
             return
-        rate = gathers / (self.gathered + 1.0)
-        usual = mean * ~self.is_error
+        rate = gathers / (self.gathered + 1.0)  # the first takes the place of whatever was there
+        usual = torch.stack((mean, torch.zeros_like(mean), mean))
         bounded = usual + torch.clamp(seen.vectors - usual, -reach, reach)
-        deviation = (bounded - self.mean) * takes_part
+        deviation = (bounded - self.mean) * member
         product = deviation[:, self.rows] * deviation[:, self.columns] * (1.0 - rate).unsqueeze(1)
         self.factor.lerp_(product, rate.unsqueeze(1).expand_as(product))
         self.mean.addcmul_(rate.unsqueeze(1), deviation)
         self.gathered.add_(gathers)
         kind, stream = (gathers & (self.gathered >= GATHERED)).nonzero().unbind(1)
         if kind.numel() > 0:
-            self._freeze(kind, stream, takes_part[:, stream].t())
+            self._freeze(kind, stream, member[:, stream].t())
 
-    def _freeze(self, kind: Tensor, stream: Tensor, takes_part: Tensor) -> None:
+    def _freeze(self, kind: Tensor, stream: Tensor, member: Tensor) -> None:
         """Replace covariances by their inverse Cholesky factors, with a ridge of 1 % of the diagonal.
 
-        What takes no part has zeros there, so that it never counts.
+        What is no member has zeros there, so that it never counts.
         """
         packed, mean = self.factor[kind, :, stream].double(), self.mean[kind, :, stream].double()
         many, features = mean.shape
@@ -129,7 +149,7 @@ class DistanceChain:
         diagonal = covariance.diagonal(dim1=1, dim2=2)
         least = (mean.abs() * 1e-4 + 1e-8).square()
         # Scaled to unit diagonal first: features of very different units would exhaust the precision otherwise.
-        scale = torch.rsqrt(diagonal * (1.0 + RIDGE) + least) * takes_part
+        scale = torch.rsqrt(diagonal * (1.0 + RIDGE) + least) * member
         unit = covariance * scale.unsqueeze(1) * scale.unsqueeze(2)
         unit.diagonal(dim1=1, dim2=2).fill_(1.0)
         factor = torch.linalg.cholesky_ex(unit)[0]

@@ -136,14 +136,15 @@ def extend_range(low: Tensor, high: Tensor, x: Tensor, absent: Tensor) -> None:
 
 
 def fold_capped(
-    variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, own_count: Tensor, window: float
+    variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, own_count: Tensor, window: float, free: float
 ) -> None:
-    """Move a slow mean square, capped at 9 times itself: plain averaging for its first 100 values, then rate 1/window.
+    """Move a slow mean square: plain averaging for its first 100 values, then rate 1/window.
 
-    ``own_count`` is how many values it has seen; a value of weight 0 moves nothing.
+    ``own_count`` is how many values it has seen; a value of weight 0 moves nothing. After the ``free`` first ones a
+    square counts as no more than 9 times the mean.
     """
     square = error * error
     capped = torch.minimum(square, torch.addcmul(variance, floor, floor).mul_(SCALE_CAP))
-    plain = own_count < PLAIN_AVERAGE
-    rate = torch.where(plain, torch.reciprocal(own_count.clamp_min(0.0).add_(1.0)), 1.0 / window)
-    variance.lerp_(torch.where(plain, square, capped), rate * weight)
+    plain = torch.reciprocal(own_count.clamp_min(0.0).add_(1.0))
+    rate = torch.where(own_count < PLAIN_AVERAGE, plain, 1.0 / window)
+    variance.lerp_(torch.where(own_count < free, square, capped), rate * weight)

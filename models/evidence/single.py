@@ -22,7 +22,7 @@ from models.evidence.observed import (
     own_rate,
     surprise,
 )
-from models.features import clipped_deviation, fold_moments
+from models.features import CLIP_FROM, clipped_deviation, fold_moments
 from models.pretrained import PooledTail
 from models.tail import WARM_UP, ClusterTail, Prior, RateTail
 
@@ -219,7 +219,8 @@ class SingleChain:
             self._learn_season(self.season, o, seen.error_1500)
         levels.gate_scale.lerp_(seen.errors[1].abs(), own_rate(o.has_8, o.count, 8.0, 500.0))
         own = torch.stack((o.count - 4.0, o.count - 8.0))
-        fold_capped(self.activity.usual, seen.errors, o.floor, seen.has_behaviour[:2], own, USUAL_WINDOW)
+        has = seen.has_behaviour[:2]
+        fold_capped(self.activity.usual, seen.errors, o.floor, has, own, USUAL_WINDOW, float(CLIP_FROM))
         bearing, rate = self.bearing, o.moves.rate(PAST_WINDOW)
         away = clipped_deviation(x, bearing.usual_level, seen.scale, o.count)
         fold_moments(bearing.usual_level, bearing.usual_variance, away, rate)

@@ -295,7 +295,7 @@ class Reference:
             if ahead is None:
                 continue
             e, t, usual = (x - ahead) ** 2, n - k, self.usual[k]
-            capped = e if t < 100 else min(e, 9 * (usual + f * f))
+            capped = e if t < 20 else min(e, 9 * (usual + f * f))
             self.usual[k] += (1 / (max(t, 0) + 1) if t < 100 else 1 / 2000) * (capped - usual)
         if not counts:
             return
