@@ -57,10 +57,10 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
     Raises
     ------
     ValueError
-        Fewer than 500 observations: T^2 begins after 400.
+        Fewer than 500 observations: T^2 begins with 400 complete ones, from the 20th on.
     """
     if effort.observations < 500:
-        raise ValueError(f"{effort.observations} observations leave nothing to pool: T^2 begins after 400")
+        raise ValueError(f"{effort.observations} observations leave nothing to pool: T^2 begins after 420")
     made = undisturbed(effort.series, effort.observations, seed)
     values = torch.from_numpy(np.ascontiguousarray(made.values.T))
     start_ms = torch.from_numpy(made.times_ms[:, 0])

@@ -27,8 +27,8 @@ TOLD = (
 
 GROUNDS = 18
 """Numbers of a feature that evidence is made of: x (NaN where missing), m, sigma, nats, gate, forecasts made 4 and 8
-observations earlier, distance of the level of late from the usual one, that level (of coupled features: from where the
-others ask for it), the nine of the one-step mixture."""
+observations earlier, distance of the level of late from the usual one, that level (of coupled features, but for
+displacement: from where the others ask for it), the nine of the one-step mixture."""
 
 BAND = (0.01, 0.99)
 

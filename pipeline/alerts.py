@@ -117,7 +117,7 @@ def _features(profile: Profile, cell: Cell) -> tuple[FeatureEvidence, ...]:
 
     shown = []
     for feature in order.tolist():
-        observed = column("observed", feature)
+        observed, usual = column("observed", feature), column("usual", feature)
         shown.append(
             FeatureEvidence(
                 profile.features[feature],
@@ -125,7 +125,7 @@ def _features(profile: Profile, cell: Cell) -> tuple[FeatureEvidence, ...]:
                 column("expected", feature),
                 (column("band_low", feature), column("band_high", feature)),
                 float(np.nan_to_num(nats[feature], nan=0.0)),
-                column("usual", feature) if cell.signal in WITH_USUAL_LEVEL else None,
+                usual if cell.signal in WITH_USUAL_LEVEL and np.isfinite(usual) else None,
             )
         )
     return tuple(shown)

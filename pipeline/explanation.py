@@ -228,7 +228,9 @@ def _cause(e: Explanation, at: int) -> str:
     strongest = e.strongest_feature(at)
     feature, is_entity = e.features[strongest], int(e.feature[at]) < 0
     usual = number(float(e.usual[at, strongest]), float(e.band_high[at, strongest] - e.band_low[at, strongest]))
-    against = f"the usual {usual}" if name in WITH_USUAL_LEVEL else "what was expected"
+    against = "what was expected"
+    if name in WITH_USUAL_LEVEL:
+        against = f"the usual {usual}" if name == DISPLACEMENT else f"the {usual} that the others ask for"
     side = {-1: f", below {against}", 1: f", above {against}", 0: ""}[int(e.direction[at])]
     about = "" if len(e.features) == 1 else f", most of all {feature}" if is_entity else f" in {feature}"
     return f"{SIGNAL_WORDS.get(name, 'nothing in particular')} ({name}){about}{side}{_gate(e, at, name)}"

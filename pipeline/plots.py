@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigurationError
 from pipeline.explanation import Explanation
-from pipeline.records import OPENED, RESOLVED, VERDICTS, WITH_USUAL_LEVEL, Bool, Float32, Int64
+from pipeline.records import BESIDE_OTHERS, DISPLACEMENT, OPENED, RESOLVED, VERDICTS, Bool, Float32, Int64
 
 INK, QUIET, EXPECTED, ALARM, LABEL = "#1f2933", "#9aa5b1", "#2f6db3", "#c62f2f", "#f2c14e"
 GAP = 1.5  # usual steps
@@ -142,9 +142,16 @@ def _draw_observed(axis: Any, e: Explanation, feature: int, labels: Sequence[Spa
     )
     axis.plot(dates, e.expected[:, feature], color=EXPECTED, linewidth=1.0, label="expected")
     framed = [e.observed[:, feature]]
-    if np.isin(e.signal, [e.signals.index(name) for name in WITH_USUAL_LEVEL]).any():
-        framed.append(e.usual[:, feature])
-        axis.plot(dates, framed[1], color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="usual level")
+    displaced = e.signal == e.signals.index(DISPLACEMENT)
+    beside = np.isin(e.signal, [e.signals.index(name) for name in BESIDE_OTHERS])
+    is_asked = ~displaced & beside.any()
+    for label, is_drawn, where in (
+        ("usual level", displaced.any(), ~is_asked),
+        ("what the others ask for", beside.any(), is_asked),
+    ):
+        if is_drawn:
+            framed.append(np.where(where, e.usual[:, feature], np.nan))
+            axis.plot(dates, framed[-1], color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label=label)
     axis.plot(dates, e.observed[:, feature], color=INK, linewidth=1.1, marker=".", markersize=2.5, label="observed")
     _limit(axis, e, feature, np.concatenate(framed))
     axis.set_ylabel(e.features[feature])

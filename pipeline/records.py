@@ -17,7 +17,8 @@ CONTROL_NONE, CONTROL_RESET, CONTROL_FORGET = 0, 1, 2
 VERDICTS = ("normal", "anomalous", "warming_up", "missing")
 EVENTS = ("", "opened", "updated", "resolved")
 DISPLACEMENT = "displacement"
-WITH_USUAL_LEVEL = (DISPLACEMENT, "values", "means")
+BESIDE_OTHERS = ("values", "means")
+WITH_USUAL_LEVEL = (DISPLACEMENT, *BESIDE_OTHERS)
 """Signals whose alerts name a usual level: where a feature used to be, or would be beside the others as they are."""
 OPENED, RESOLVED = 1, 3
 NO_OFFSET = np.iinfo(np.int64).max

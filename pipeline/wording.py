@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.records import Alert, FeatureEvidence
+from pipeline.records import DISPLACEMENT, Alert, FeatureEvidence
 
 LEAST_DIGITS, MOST_DIGITS = 4, 9
 PLAIN_BELOW = 1e12
@@ -35,9 +35,12 @@ def number(value: float, scale: float = 0.0) -> str:
     return f"{value:.0f}" if "e+" in text and abs(value) < PLAIN_BELOW else text
 
 
-def usually(feature: FeatureEvidence) -> str:
-    """``usually 4.1`` for a displaced feature, which forecasts have long caught up with; else empty."""
-    return "" if feature.usual is None else f"usually {number(feature.usual, feature.band[1] - feature.band[0])}"
+def usually(signal: str, feature: FeatureEvidence) -> str:
+    """``usually 4.1`` or ``the others ask for 4.1``, where forecasts have long caught up; else empty."""
+    if feature.usual is None:
+        return ""
+    level = number(feature.usual, feature.band[1] - feature.band[0])
+    return f"usually {level}" if signal == DISPLACEMENT else f"the others ask for {level}"
 
 
 def strongest_feature(alert: Alert) -> str:
@@ -46,7 +49,7 @@ def strongest_feature(alert: Alert) -> str:
         return ""
     it = alert.features[0]
     observed, expected, band = against(it.observed, it.expected, it.band)
-    return f"{it.name} is {observed}, {usually(it) or f'expected {expected} ({band})'}"
+    return f"{it.name} is {observed}, {usually(alert.signal, it) or f'expected {expected} ({band})'}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:

@@ -1,4 +1,4 @@
-"""Mahalanobis distances of features that belong together (recipe.md, "per entity", 3).
+"""Mahalanobis distances of features that belong together (recipe.md, "per entity", 3; the means are new to it).
 
 References
 ----------

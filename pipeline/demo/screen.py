@@ -13,7 +13,7 @@ from rich.text import Text
 
 from models.synthetic import Fault
 from pipeline.demo.judgement import Summary, is_excused
-from pipeline.records import Alert, FeatureEvidence
+from pipeline.records import Alert
 from pipeline.wire import iso_time
 from pipeline.wording import against, usually
 
@@ -42,17 +42,19 @@ def alert_line(alert: Alert, note: str | None) -> Text:
     line.append(iso_time(alert.time_ms)[5:16].replace("T", " ") + "  ", "dim")
     line.append(f"{alert.stream_id:<24}", SEVERITY_STYLE.get(alert.severity, ""))
     line.append(f"{alert.score:5.1f} ", "bold")
-    line.append(feature_text(alert.features[0], is_only=len(alert.features) == 1))
+    line.append(_strongest(alert))
     also = ", ".join(feature.name for feature in alert.features[1:SHOWN_FEATURES])
     line.append(f", also {also}" if also else "")
     line.append(f"  {note}" if note is not None else "", "green")
     return line
 
 
-def feature_text(feature: FeatureEvidence, *, is_only: bool) -> str:
+def _strongest(alert: Alert) -> str:
     """``0 (expected 128 to 136)``, after the feature's name where there are several."""
-    seen, _, band = against(feature.observed, feature.expected, feature.band)
-    return f"{'' if is_only else feature.name + ' '}{seen} ({usually(feature) or f'expected {band}'})"
+    it = alert.features[0]
+    seen, _, band = against(it.observed, it.expected, it.band)
+    name = f"{it.name} " if len(alert.features) > 1 else ""
+    return f"{name}{seen} ({usually(alert.signal, it) or f'expected {band}'})"
 
 
 def label_note(alert: Alert, faults: Sequence[Fault], interval_ms: int) -> str | None:

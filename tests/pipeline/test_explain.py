@@ -17,7 +17,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.explanation import Explanation, collect, sentence, with_recorded_versions
 from pipeline.offline import RECORDING, Offline, in_rounds
 from pipeline.plots import _draw_observed
-from pipeline.records import EVENTS, OPENED, VERDICTS, Committed, Partition, StoredRecord
+from pipeline.records import BESIDE_OTHERS, EVENTS, OPENED, VERDICTS, Committed, Partition, StoredRecord
 from pipeline.sinks.recording import RecordWriter
 from pipeline.sources.recording import RecordedStream
 from pipeline.wire import encode_packed
@@ -174,6 +174,25 @@ def test_a_displaced_level_is_explained_by_the_usual_one() -> None:
     [usual] = [line for line in axis.lines if line.get_label() == "usual level"]
     low, high = axis.get_ylim()
     assert low < min(usual.get_ydata()) < max(usual.get_ydata()) < high
+
+
+def test_a_coupled_feature_that_went_astray_is_explained_by_what_the_others_ask_for() -> None:
+    """Forecasts catch up with it; only beside the others it is wrong."""
+    rng = np.random.default_rng(2)
+    values = (20.0 + rng.normal(size=(900, 1)) + 0.1 * rng.normal(size=(900, 3))).astype(np.float32)
+    values[800:, 1] += 3.0
+    stream = RecordedStream("pump", ("a", "b", "c"), 60.0, START_MS + INTERVAL_MS * np.arange(len(values)), values)
+    offline = Offline("p", make_profile(features=stream.features, evidence="coupled"), detail=True)
+    found = collect(offline.score_streams([stream]), stream.name, stream.features)
+    asked = np.isin(found.signal, [found.signals.index(name) for name in BESIDE_OTHERS]) & (found.verdict == 1)
+    at = int(np.flatnonzero(asked)[-1])
+    told = re.search(r"most of all b, above the ([\d.]+) that the others ask for", sentence(found, at))
+    assert told is not None
+    assert abs(float(values[at, 1]) - 3.0 - float(told[1])) < 1.0
+    axis = Figure().subplots()
+    _draw_observed(axis, found.part(at - 100, at + 1), 1, [])
+    [drawn] = [line for line in axis.lines if line.get_label() == "what the others ask for"]
+    assert drawn.get_ydata()[-1] == found.usual[at, 1]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -39,4 +39,6 @@ def test_the_strongest_feature_is_said_with_what_it_is_measured_against() -> Non
     assert strongest_feature(make_alert()) == "value is 9, expected 5 (4 to 6)"
     displaced = FeatureEvidence("value", 9.0, 9.1, (8.5, 9.7), 12.0, usual=5.25)
     assert strongest_feature(make_alert(signal="displacement", features=(displaced,))) == "value is 9, usually 5.25"
+    told = strongest_feature(make_alert(signal="means", features=(displaced,)))
+    assert told == "value is 9, the others ask for 5.25"
     assert strongest_feature(make_alert(features=())) == ""
