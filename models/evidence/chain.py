@@ -10,9 +10,8 @@ from torch import Tensor
 from models.config import FoldConfig
 from models.evidence.coupled import Apart, Distance, DistanceChain, Together
 from models.evidence.jump import Jump, JumpChain, Residual
-from models.evidence.observed import JUMP, MEANS, NONE, VALUES, Observed, StreamEvidence, own_rate
+from models.evidence.observed import JUMP, NONE, Observed, StreamEvidence
 from models.evidence.single import Activity, Bearing, Levels, SeasonLevels, Single, SingleChain
-from models.features import CLIP_FROM, CLIP_SIGMAS, clipped_deviation
 from models.hand import Hand
 from models.pretrained import PooledTail, PooledTails
 from models.row import has_season
@@ -22,10 +21,6 @@ from models.tail import ClusterTail, Prior, RateTail
 # century. Its tail is not taken for lower or steeper than a third of the pooled one. Displacement needs no bound: it is
 # 0 within five spreads, and a stream that stands still keeps a spread.
 LEAST_OF_ENTITY = 1.0 / 3.0
-# A feature takes part in T^2 once it has 20 values and reports, and no longer when it has been silent for so long that
-# waiting for it could last for ever. What comes and goes after 4000 observations changes nothing any more.
-LATELY, GONE, MOST_SILENT, SETTLED = 20.0, 200.0, 1000.0, 4000.0
-MEAN_WINDOW = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +73,7 @@ class Chain:
         self.priors, self.features, self.life = priors, len(config.features), hand.life
         self.single = self._single(hand, config) if config.evidence == "single" else None
         self.jump = None if self.single is not None else self._jump(hand)
-        self.distances: DistanceChain | None = None
-        if config.evidence == "coupled":
-            self.distances, self.together = self._distances(hand), hand.feature_group("together", Together)
+        self.distances = self._distances(hand) if config.evidence == "coupled" else None
 
     def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
         level_tail = hand.feature_group("level_tail", RateTail)
@@ -110,7 +103,8 @@ class Chain:
     def _distances(self, hand: Hand) -> DistanceChain:
         tail = hand.entity_group("distance_tail", ClusterTail)
         tail.start_from(self.priors.distances)
-        return DistanceChain(hand.entity_group("distance", Distance), tail, self.priors.distances, self.features)
+        together, distance = hand.feature_group("together", Together), hand.entity_group("distance", Distance)
+        return DistanceChain(together, distance, tail, self.priors.distances)
 
     def look(self, o: Observed) -> Look:
         """Evidence of all kinds."""
@@ -118,7 +112,7 @@ class Chain:
             return Look(self.single.look(o), None, None)
         assert self.jump is not None
         jump = self.jump.look(o, self.life.count)
-        apart = None if self.distances is None else self.distances.look(*self._vectors(o))
+        apart = None if self.distances is None else self.distances.look(o)
         return Look(None, jump, apart)
 
     def strongest(self, seen: Look) -> StreamEvidence:
@@ -148,42 +142,4 @@ class Chain:
         assert seen.jump is not None
         self.jump.learn(o, seen.jump, self.life.count)
         if self.distances is not None and seen.apart is not None:
-            together, changes = self.together, self._admit(o)
-            member, mean, reach = (self._by_stream(it) for it in (together.member > 0, o.mean, o.sigma * CLIP_SIGMAS))
-            self.distances.learn(seen.apart, member, changes, mean, reach)
-            together.silent.copy_(self._silent(o))
-            together.mean_10.copy_(seen.apart.vectors[MEANS - VALUES].t().flatten())
-
-    def _admit(self, o: Observed) -> Tensor:
-        """Let features that report take part in T^2, until the stream has settled; ``(N,)`` bool where that changes."""
-        silent, member = self._silent(o), self.together.member
-        joins = (o.count >= CLIP_FROM) & (silent < LATELY) & (member == 0)
-        leaves = (silent >= GONE) & (member > 0)
-        changes = (joins | leaves) & (self.life.count < SETTLED).repeat_interleave(self.features)
-        member.copy_(torch.where(changes, 1.0 - member, member))
-        return self._by_stream(changes).any(0)
-
-    def _silent(self, o: Observed) -> Tensor:
-        """Observations since a feature's last value, this one included."""
-        return torch.where(o.moves.valid, 0.0, (self.together.silent + 1.0).clamp_max_(MOST_SILENT))
-
-    def _by_stream(self, column: Tensor) -> Tensor:
-        """``(F, N)`` of a vector ``(N F,)``."""
-        return column.view(-1, self.features).t()
-
-    def _running_mean(self, o: Observed) -> Tensor:
-        """ew(x, 10), x included: once it has begun, one blow moves it by a sigma at most, and not for long."""
-        clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
-        return torch.lerp(
-            self.together.mean_10, clipped, own_rate(o.moves.weight, o.count, float(CLIP_FROM), MEAN_WINDOW)
-        )
-
-    def _vectors(self, o: Observed) -> tuple[Tensor, Tensor]:
-        """What distances are taken of, ``(W, F, N)`` in the order of DISTANCES, and what is present of it."""
-        error_4 = (o.sight.x - o.forecast_4) * o.has_4
-        vectors = torch.stack([self._by_stream(column) for column in (o.sight.x, error_4, self._running_mean(o))])
-        # A feature has a mean while it has been heard of lately: not all need to report together.
-        has_mean = ((o.count + o.moves.weight > 0) & (self._silent(o) < LATELY)).to(o.has_4.dtype)
-        present = torch.stack([self._by_stream(column) for column in (o.moves.weight, o.has_4, has_mean)])
-        present[MEANS - VALUES] *= present[0].amax(0)
-        return vectors, present
+            self.distances.learn(o, seen.apart, self.life.count)

@@ -17,10 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.evidence.observed import Observed, own_rate
+from models.features import CLIP_FROM, CLIP_SIGMAS, clipped_deviation
 from models.row import DISTANCES
 from models.tail import ClusterTail, Prior
 
-RESIDUALS = DISTANCES.index("residuals")
+RESIDUALS, MEANS = DISTANCES.index("residuals"), DISTANCES.index("means")
+MEAN_WINDOW = 10.0
+# A feature takes part in T^2 once it has 20 values and reports, and no longer when it has been silent for so long that
+# waiting for it could last for ever. What comes and goes after 4000 observations changes nothing any more.
+LATELY, GONE, MOST_SILENT, SETTLED = 20.0, 200.0, 1000.0, 4000.0
 GATHERED = 400.0
 # What tails of T^2 count as behind them when they begin, like any tail that begins after 20 observations.
 TAIL_HEAD_START = 20.0
@@ -74,20 +80,22 @@ class DistanceChain:
     its Cholesky factor, and stays. From then on ``gathered`` counts what is measured.
     """
 
-    def __init__(self, state: Distance, tail: ClusterTail, prior: Prior, features: int) -> None:
-        self.gathered, self.smooth = state.gathered, state.smooth
+    def __init__(self, together: Together, state: Distance, tail: ClusterTail, prior: Prior) -> None:
+        self.together, self.gathered, self.smooth = together, state.gathered, state.smooth
         streams = state.gathered.shape[1]
-        self.mean = state.mean.view(len(DISTANCES), features, streams)
+        self.features = together.member.shape[0] // streams
+        self.mean = state.mean.view(len(DISTANCES), self.features, streams)
         self.factor = state.factor.view(len(DISTANCES), -1, streams)
         self.tail, self.prior = tail, prior
-        self.rows, self.columns = torch.tril_indices(features, features, device=state.mean.device)
+        self.rows, self.columns = torch.tril_indices(self.features, self.features, device=state.mean.device)
 
-    def look(self, vectors: Tensor, present: Tensor) -> Apart:
-        """T^2 / F of ``vectors`` ``(W, F, N)``.
+    def look(self, o: Observed) -> Apart:
+        """T^2 / F of values, residuals and running means.
 
-        Components with ``present`` 0 lie on the mean; T^2 is taken less what of it is due to the one of them that does
-        not go with the others (so it is that of the others where one is missing).
+        What is missing lies on the mean; T^2 is taken less what of it is due to the one missing component that does not
+        go with the others (so it is that of the others where one is missing).
         """
+        vectors, present = self._vectors(o)
         ready = self.gathered >= GATHERED
         # Until the factor exists its place holds a covariance, which must not be multiplied: it may overflow.
         factor = torch.where(ready.unsqueeze(1), self.factor, 0.0)
@@ -100,7 +108,7 @@ class DistanceChain:
         astray = pull / precision
         due = (astray * pull).clamp_max_(GREATEST)
         parts = due * present
-        s = (squares.sum(1) - (due - parts).amax(1)).clamp_min_(0.0).div_(vectors.shape[1])
+        s = (squares.sum(1) - (due - parts).amax(1)).clamp_min_(0.0).div_(self.features)
         astray.mul_(present)
         exists = (ready & (present.amax(1) > 0)).to(s.dtype)
         smoothed = torch.lerp(self.smooth, s[RESIDUALS], 0.1)
@@ -111,20 +119,60 @@ class DistanceChain:
         """Observations behind the tails ``(W, N)``."""
         return (self.gathered - GATHERED).clamp_min_(0.0).add_(TAIL_HEAD_START)
 
-    def learn(self, seen: Apart, member: Tensor, changes: Tensor, mean: Tensor, reach: Tensor) -> None:
-        """Gather 400 vectors, complete in the features that are ``member``; then move tails and smoothed distance.
+    def _vectors(self, o: Observed) -> tuple[Tensor, Tensor]:
+        """What distances are taken of, ``(W, F, N)``, and what is present of it.
 
-        Where the members change (``changes`` ``(N,)``), gathering begins again. A value counts as no farther from
-        ``mean`` than ``reach``, all ``(F, N)``: one wild value while gathering would make the distance blind for good.
+        One blow moves a running mean by a sigma at most, and not for long. A feature has a mean while it has been heard
+        of lately: not all need to report together.
         """
+        clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
+        rate = own_rate(o.moves.weight, o.count, CLIP_FROM, MEAN_WINDOW)
+        columns = (o.sight.x, (o.sight.x - o.forecast_4) * o.has_4, torch.lerp(self.together.mean_10, clipped, rate))
+        has_mean = ((o.count + o.moves.weight > 0) & (self._silent(o) < LATELY)).to(o.has_4.dtype)
+        vectors = torch.stack([self._by_stream(column) for column in columns])
+        present = torch.stack([self._by_stream(column) for column in (o.moves.weight, o.has_4, has_mean)])
+        present[MEANS] *= present[0].amax(0)
+        return vectors, present
+
+    def _silent(self, o: Observed) -> Tensor:
+        """Observations since a feature's last value, this one included."""
+        return torch.where(o.moves.valid, 0.0, (self.together.silent + 1.0).clamp_max_(MOST_SILENT))
+
+    def _by_stream(self, column: Tensor) -> Tensor:
+        """``(F, N)`` of a vector ``(N F,)``."""
+        return column.view(-1, self.features).t()
+
+    def learn(self, o: Observed, seen: Apart, age: Tensor) -> None:
+        """Gather 400 vectors in which no member is missing; then move tails and smoothed distance. ``age`` is n."""
+        changes = self._admit(o, age)
+        self.together.silent.copy_(self._silent(o))
+        self.together.mean_10.copy_(seen.vectors[MEANS].t().flatten())
         self.tail.fold(seen.s, self._age(), seen.exists, self.prior)
         self.smooth.copy_(torch.where(seen.exists[RESIDUALS] > 0, seen.s[RESIDUALS], self.smooth))
         gathering = self.gathered < GATHERED
         self.gathered.add_(seen.exists).masked_fill_(gathering & changes, 0.0)
+        member = self._by_stream(self.together.member > 0)
         gathers = gathering & ((seen.present > 0) | ~member).all(1) & member.any(0)
-        if not bool(gathers.any()):
-            return
+        if bool(gathers.any()):
+            self._gather(o, seen, gathers, member)
+
+    def _admit(self, o: Observed, age: Tensor) -> Tensor:
+        """Let features join and leave until the stream has settled; ``(N,)`` bool where gathering begins again."""
+        silent, member = self._silent(o), self.together.member
+        joins = (o.count >= CLIP_FROM) & (silent < LATELY) & (member == 0)
+        leaves = (silent >= GONE) & (member > 0)
+        changes = (joins | leaves) & (age < SETTLED).repeat_interleave(self.features)
+        member.copy_(torch.where(changes, 1.0 - member, member))
+        return self._by_stream(changes).any(0)
+
+    def _gather(self, o: Observed, seen: Apart, gathers: Tensor, member: Tensor) -> None:
+        """Move mean and covariance where ``gathers`` ``(W, N)``; freeze those that are complete.
+
+        A value counts as no farther than ten sigma from m: one wild value while gathering would make the distance blind
+        for good.
+        """
         rate = gathers / (self.gathered + 1.0)  # the first takes the place of whatever was there
+        mean, reach = self._by_stream(o.mean), self._by_stream(o.sigma * CLIP_SIGMAS)
         usual = torch.stack((mean, torch.zeros_like(mean), mean))
         bounded = usual + torch.clamp(seen.vectors - usual, -reach, reach)
         deviation = (bounded - self.mean) * member
