@@ -117,7 +117,7 @@ def test_tails_of_entities_are_bounded_and_those_of_features_are_not():
     priors = Priors.of(PooledTails(), torch.zeros(0))
     assert (priors.entity.least_level[:3] > 0.5).all()
     assert (priors.behaviour.least_level < 0.2).all()
-    assert float(priors.values.least_beta) == pytest.approx(0.1)
+    assert priors.distances.least_beta.flatten().tolist() == pytest.approx([0.1] * 3)
 
 
 def test_evidence_that_lies_at_its_quantile_is_none_however_rare_its_clusters():
