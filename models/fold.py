@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from models.evidence.chain import Chain, Look
-from models.evidence.coupled import Apart
+from models.evidence.coupled import OF_MEANS, Apart
 from models.evidence.observed import (
     DISPLACEMENT,
     MEANS,
-    VALUES,
     Observed,
     StreamEvidence,
     observed,
@@ -296,7 +295,7 @@ class Fold:
         self, o: Observed, apart: Apart, signal: Tensor, usual: Tensor, displaced: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Usual level and distance from it ``(R,)``: those of a displacement, else what the other features ask for."""
-        kind, stream = torch.where(signal == MEANS, MEANS - VALUES, 0), torch.arange(self.streams, device=signal.device)
+        kind, stream = torch.where(signal == MEANS, OF_MEANS, 0), torch.arange(self.streams, device=signal.device)
         counts = (apart.exists[kind, stream] > 0) & (signal != DISPLACEMENT)
         is_shown, astray = counts.repeat_interleave(self.features), apart.astray[kind, :, stream].flatten()
         asked_for = torch.where(o.moves.valid, o.sight.x - astray, torch.nan)

@@ -22,7 +22,7 @@ from models.features import CLIP_FROM, CLIP_SIGMAS, clipped_deviation
 from models.row import DISTANCES
 from models.tail import ClusterTail, Prior
 
-RESIDUALS, MEANS = DISTANCES.index("residuals"), DISTANCES.index("means")
+OF_RESIDUALS, OF_MEANS = DISTANCES.index("residuals"), DISTANCES.index("means")
 MEAN_WINDOW = 10.0
 # A feature takes part in T^2 once it has 20 values and reports, and no longer when it has been silent for so long that
 # waiting for it could last for ever. What comes and goes after 4000 observations changes nothing any more.
@@ -61,9 +61,11 @@ class Apart:
     """What ``DistanceChain.look`` saw of ``vectors`` ``(W, F, N)``, of which those with ``present`` 1 exist.
 
     T^2 / F, of residuals smoothed, whether it exists, nats: ``(W, N)``; how far each feature lies from where the others
-    ask for it, and how much of T^2 that is: ``(W, F, N)``.
+    ask for it, and how much of T^2 that is: ``(W, F, N)``. ``silent`` ``(R,)``: observations since a feature's last
+    value, this one included.
     """
 
+    silent: Tensor
     vectors: Tensor
     present: Tensor
     s: Tensor
@@ -88,6 +90,15 @@ class DistanceChain:
         self.factor = state.factor.view(len(DISTANCES), -1, streams)
         self.tail, self.prior = tail, prior
         self.rows, self.columns = torch.tril_indices(self.features, self.features, device=state.mean.device)
+        self._take_factors()
+
+    def _take_factors(self) -> None:
+        """Which factors are ready, those, and the diagonal of the precision: the same until another is frozen."""
+        self.ready = self.gathered >= GATHERED
+        # Until the factor exists its place holds a covariance, which must not be multiplied: it may overflow.
+        self.whitening = torch.where(self.ready.unsqueeze(1), self.factor, 0.0)
+        none = torch.zeros_like(self.mean)
+        self.precision = none.index_add_(1, self.columns, self.whitening.square()).clamp_min_(1e-30)
 
     def look(self, o: Observed) -> Apart:
         """T^2 / F of values, residuals and running means.
@@ -95,31 +106,28 @@ class DistanceChain:
         What is missing lies on the mean; T^2 is taken less what of it is due to the one missing component that does not
         go with the others (so it is that of the others where one is missing).
         """
-        vectors, present = self._vectors(o)
-        ready = self.gathered >= GATHERED
-        # Until the factor exists its place holds a covariance, which must not be multiplied: it may overflow.
-        factor = torch.where(ready.unsqueeze(1), self.factor, 0.0)
+        silent = torch.where(o.moves.valid, 0.0, (self.together.silent + 1.0).clamp_max_(MOST_SILENT))
+        vectors, present = self._vectors(o, silent)
         deviation = (vectors - self.mean).mul_(present)
         none = torch.zeros_like(deviation)
-        whitened = none.index_add(1, self.rows, factor * deviation[:, self.columns])
+        whitened = none.index_add(1, self.rows, self.whitening * deviation[:, self.columns])
         squares = whitened.square().clamp_max_(GREATEST)
-        pull = none.index_add(1, self.columns, factor * whitened[:, self.rows])
-        precision = none.index_add(1, self.columns, factor.square()).clamp_min_(1e-30)
-        astray = pull / precision
+        pull = none.index_add(1, self.columns, self.whitening * whitened[:, self.rows])
+        astray = pull / self.precision
         due = (astray * pull).clamp_max_(GREATEST)
         parts = due * present
         s = (squares.sum(1) - (due - parts).amax(1)).clamp_min_(0.0).div_(self.features)
         astray.mul_(present)
-        exists = (ready & (present.amax(1) > 0)).to(s.dtype)
-        smoothed = torch.lerp(self.smooth, s[RESIDUALS], 0.1)
-        s[RESIDUALS] = torch.where(self.smooth > 0, smoothed, s[RESIDUALS])
-        return Apart(vectors, present, s, exists, self.tail.nats(s, self._age(), self.prior), astray, parts)
+        exists = (self.ready & (present.amax(1) > 0)).to(s.dtype)
+        smoothed = torch.lerp(self.smooth, s[OF_RESIDUALS], 0.1)
+        s[OF_RESIDUALS] = torch.where(self.smooth > 0, smoothed, s[OF_RESIDUALS])
+        return Apart(silent, vectors, present, s, exists, self.tail.nats(s, self._age(), self.prior), astray, parts)
 
     def _age(self) -> Tensor:
         """Observations behind the tails ``(W, N)``."""
         return (self.gathered - GATHERED).clamp_min_(0.0).add_(TAIL_HEAD_START)
 
-    def _vectors(self, o: Observed) -> tuple[Tensor, Tensor]:
+    def _vectors(self, o: Observed, silent: Tensor) -> tuple[Tensor, Tensor]:
         """What distances are taken of, ``(W, F, N)``, and what is present of it.
 
         One blow moves a running mean by a sigma at most, and not for long. A feature has a mean while it has been heard
@@ -128,15 +136,11 @@ class DistanceChain:
         clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
         rate = own_rate(o.moves.weight, o.count, CLIP_FROM, MEAN_WINDOW)
         columns = (o.sight.x, (o.sight.x - o.forecast_4) * o.has_4, torch.lerp(self.together.mean_10, clipped, rate))
-        has_mean = ((o.count + o.moves.weight > 0) & (self._silent(o) < LATELY)).to(o.has_4.dtype)
+        has_mean = ((o.count + o.moves.weight > 0) & (silent < LATELY)).to(o.has_4.dtype)
         vectors = torch.stack([self._by_stream(column) for column in columns])
         present = torch.stack([self._by_stream(column) for column in (o.moves.weight, o.has_4, has_mean)])
-        present[MEANS] *= present[0].amax(0)
+        present[OF_MEANS] *= present[0].amax(0)
         return vectors, present
-
-    def _silent(self, o: Observed) -> Tensor:
-        """Observations since a feature's last value, this one included."""
-        return torch.where(o.moves.valid, 0.0, (self.together.silent + 1.0).clamp_max_(MOST_SILENT))
 
     def _by_stream(self, column: Tensor) -> Tensor:
         """``(F, N)`` of a vector ``(N F,)``."""
@@ -144,11 +148,11 @@ class DistanceChain:
 
     def learn(self, o: Observed, seen: Apart, age: Tensor) -> None:
         """Gather 400 vectors in which no member is missing; then move tails and smoothed distance. ``age`` is n."""
-        changes = self._admit(o, age)
-        self.together.silent.copy_(self._silent(o))
-        self.together.mean_10.copy_(seen.vectors[MEANS].t().flatten())
+        changes = self._admit(o, seen.silent, age)
+        self.together.silent.copy_(seen.silent)
+        self.together.mean_10.copy_(seen.vectors[OF_MEANS].t().flatten())
         self.tail.fold(seen.s, self._age(), seen.exists, self.prior)
-        self.smooth.copy_(torch.where(seen.exists[RESIDUALS] > 0, seen.s[RESIDUALS], self.smooth))
+        self.smooth.copy_(torch.where(seen.exists[OF_RESIDUALS] > 0, seen.s[OF_RESIDUALS], self.smooth))
         gathering = self.gathered < GATHERED
         self.gathered.add_(seen.exists).masked_fill_(gathering & changes, 0.0)
         member = self._by_stream(self.together.member > 0)
@@ -156,9 +160,9 @@ class DistanceChain:
         if bool(gathers.any()):
             self._gather(o, seen, gathers, member)
 
-    def _admit(self, o: Observed, age: Tensor) -> Tensor:
+    def _admit(self, o: Observed, silent: Tensor, age: Tensor) -> Tensor:
         """Let features join and leave until the stream has settled; ``(N,)`` bool where gathering begins again."""
-        silent, member = self._silent(o), self.together.member
+        member = self.together.member
         joins = (o.count >= CLIP_FROM) & (silent < LATELY) & (member == 0)
         leaves = (silent >= GONE) & (member > 0)
         changes = (joins | leaves) & (age < SETTLED).repeat_interleave(self.features)
@@ -183,6 +187,7 @@ class DistanceChain:
         kind, stream = (gathers & (self.gathered >= GATHERED)).nonzero().unbind(1)
         if kind.numel() > 0:
             self._freeze(kind, stream, member[:, stream].t())
+            self._take_factors()
 
     def _freeze(self, kind: Tensor, stream: Tensor, member: Tensor) -> None:
         """Replace covariances by their inverse Cholesky factors, with a ridge of 1 % of the diagonal.
