@@ -49,7 +49,7 @@ class CapturedFold:
     Parameters
     ----------
     scorer
-        The version; its evidence is not ``coupled``.
+        The version.
     streams
         How many streams there is room for. Without a stream a place folds whatever is there, and nobody looks.
     """
@@ -124,8 +124,7 @@ class CapturedFold:
             self._x[:length, :streams].copy_(x[begin : begin + length])
             self._times_ms[:length, :streams].copy_(times_ms[begin : begin + length])
             self._at.zero_()
-            for _ in range(length):
-                self._advance()
+            self._launch(length, streams)
             told.append(self._told[:length, :, :streams].to("cpu", copy=True))
             found = told[-1][:, EVENT].nonzero()
             grounds.append(self._grounds_of(found))
@@ -134,6 +133,17 @@ class CapturedFold:
         rows.feature.index_copy_(0, slots, mine.feature)
         rows.entity.index_copy_(0, slots, mine.entity)
         return step_scores(torch.cat(told), torch.cat(cells, 1), torch.cat(grounds, 1), self._features, None)
+
+    def _launch(self, observations: int, streams: int) -> None:
+        """Fold so many; what coupled evidence measures distances by is frozen as soon as it is complete."""
+        distances = self._fold.chain.distances
+        while observations > 0:
+            length = observations if distances is None else min(observations, distances.least_missing(streams))
+            for _ in range(length):
+                self._advance()
+            if distances is not None:
+                distances.freeze()
+            observations -= length
 
     def _grounds_of(self, cells: Tensor) -> Tensor:
         """``(18, E F)`` on the CPU, of ``cells`` ``(E, 2)``."""

@@ -61,8 +61,8 @@ class Fold:
         Keep the evidence of every cell, and a trace.
     is_dense
         No operation depends on what the numbers are, so that a GPU can record them once: every row takes part in
-        everything, masked where it has no part, and :attr:`grounds` holds all cells. Not for coupled evidence, whose
-        factors are found when they are due.
+        everything, masked where it has no part, and :attr:`grounds` holds all cells. Factors of coupled evidence
+        are found between two observations, by :meth:`models.evidence.coupled.DistanceChain.freeze`.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Fold:
         self.detail, self.is_dense = detail, is_dense
         self.streams, self.features = slots.numel(), len(scorer.config.features)
         self.hand = Hand(rows, slots, scorer.config, scorer.prior if scorer.is_adaptive else None, is_dense)
-        self.chain = Chain(self.hand, scorer.config, scorer.pooled)
+        self.chain = Chain(self.hand, scorer.config, scorer.pooled, is_dense)
         state = self.hand.normaliser
         self.floor = floor_of(state.mean)
         self.sigma = scale_of(state, self.floor)

@@ -56,7 +56,7 @@ class Scorer:
         self.prior = Preconditioner(weights.mu0.to(self.device, dtype), weights.P0.to(self.device, dtype))
         self.pooled = Priors.of(weights.pooled, self.prior.mu0)
         self.interval_ms = None if config.interval_s is None else round(config.interval_s * 1000)
-        self.is_captured = self.device.type == "cuda" and config.evidence != "coupled"
+        self.is_captured = self.device.type == "cuda"
         self._captured: dict[int, CapturedFold] = {}
 
     def advance(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,11 +69,11 @@ class Look:
 class Chain:
     """The kinds of evidence of one profile, behind the verbs of a fold."""
 
-    def __init__(self, hand: Hand, config: FoldConfig, priors: Priors) -> None:
+    def __init__(self, hand: Hand, config: FoldConfig, priors: Priors, is_dense: bool = False) -> None:
         self.priors, self.features, self.life = priors, len(config.features), hand.life
         self.single = self._single(hand, config) if config.evidence == "single" else None
         self.jump = None if self.single is not None else self._jump(hand)
-        self.distances = self._distances(hand) if config.evidence == "coupled" else None
+        self.distances = self._distances(hand, is_dense) if config.evidence == "coupled" else None
 
     def _single(self, hand: Hand, config: FoldConfig) -> SingleChain:
         level_tail = hand.feature_group("level_tail", RateTail)
@@ -100,11 +100,11 @@ class Chain:
         residual, recent = hand.feature_group("residual", Residual), hand.entity_block("entity.recent")
         return JumpChain(residual, recent, tail, self.priors.entity)
 
-    def _distances(self, hand: Hand) -> DistanceChain:
+    def _distances(self, hand: Hand, is_dense: bool) -> DistanceChain:
         tail = hand.entity_group("distance_tail", ClusterTail)
         tail.start_from(self.priors.distances)
         together, distance = hand.feature_group("together", Together), hand.entity_group("distance", Distance)
-        return DistanceChain(together, distance, tail, self.priors.distances)
+        return DistanceChain(together, distance, tail, self.priors.distances, is_dense)
 
     def look(self, o: Observed) -> Look:
         """Evidence of all kinds."""

@@ -79,26 +79,30 @@ class DistanceChain:
     """Mahalanobis distances of F-vectors from the first 400 complete ones, W kinds side by side.
 
     While gathering, ``factor`` is the packed lower triangle of the running covariance; at 400 it becomes the inverse of
-    its Cholesky factor, and stays. From then on ``gathered`` counts what is measured.
+    its Cholesky factor, and stays. From then on ``gathered`` counts what is measured. Whoever folds densely (see
+    :class:`models.fold.Fold`) calls :meth:`freeze` after the observation that may complete a reference.
     """
 
-    def __init__(self, together: Together, state: Distance, tail: ClusterTail, prior: Prior) -> None:
+    def __init__(
+        self, together: Together, state: Distance, tail: ClusterTail, prior: Prior, is_dense: bool = False
+    ) -> None:
         self.together, self.gathered, self.smooth = together, state.gathered, state.smooth
         streams = state.gathered.shape[1]
         self.features = together.member.shape[0] // streams
         self.mean = state.mean.view(len(DISTANCES), self.features, streams)
         self.factor = state.factor.view(len(DISTANCES), -1, streams)
-        self.tail, self.prior = tail, prior
+        self.tail, self.prior, self.is_dense = tail, prior, is_dense
         self.rows, self.columns = torch.tril_indices(self.features, self.features, device=state.mean.device)
+        # The same until another is frozen: which factors are ready, those, and the diagonal of the precision.
+        self.ready = torch.zeros_like(self.gathered, dtype=torch.bool)
+        self.whitening, self.precision = torch.zeros_like(self.factor), torch.zeros_like(self.mean)
         self._take_factors()
 
     def _take_factors(self) -> None:
-        """Which factors are ready, those, and the diagonal of the precision: the same until another is frozen."""
-        self.ready = self.gathered >= GATHERED
+        torch.ge(self.gathered, GATHERED, out=self.ready)
         # Until the factor exists its place holds a covariance, which must not be multiplied: it may overflow.
-        self.whitening = torch.where(self.ready.unsqueeze(1), self.factor, 0.0)
-        none = torch.zeros_like(self.mean)
-        self.precision = none.index_add_(1, self.columns, self.whitening.square()).clamp_min_(1e-30)
+        self.whitening.copy_(torch.where(self.ready.unsqueeze(1), self.factor, 0.0))
+        self.precision.zero_().index_add_(1, self.columns, self.whitening.square()).clamp_min_(1e-30)
 
     def look(self, o: Observed) -> Apart:
         """T^2 / F of values, residuals and running means.
@@ -157,8 +161,11 @@ class DistanceChain:
         self.gathered.add_(seen.exists).masked_fill_(gathering & changes, 0.0)
         member = self._by_stream(self.together.member > 0)
         gathers = gathering & ((seen.present > 0) | ~member).all(1) & member.any(0)
-        if bool(gathers.any()):
+        if self.is_dense:
             self._gather(o, seen, gathers, member)
+        elif bool(gathers.any()):
+            self._gather(o, seen, gathers, member)
+            self.freeze()
 
     def _admit(self, o: Observed, silent: Tensor, age: Tensor) -> Tensor:
         """Let features join and leave until the stream has settled; ``(N,)`` bool where gathering begins again."""
@@ -170,7 +177,7 @@ class DistanceChain:
         return self._by_stream(changes).any(0)
 
     def _gather(self, o: Observed, seen: Apart, gathers: Tensor, member: Tensor) -> None:
-        """Move mean and covariance where ``gathers`` ``(W, N)``; freeze those that are complete.
+        """Move mean and covariance where ``gathers`` ``(W, N)``.
 
         A value counts as no farther than ten sigma from m: one wild value while gathering would make the distance blind
         for good.
@@ -184,8 +191,17 @@ class DistanceChain:
         self.factor.lerp_(product, rate.unsqueeze(1).expand_as(product))
         self.mean.addcmul_(rate.unsqueeze(1), deviation)
         self.gathered.add_(gathers)
-        kind, stream = (gathers & (self.gathered >= GATHERED)).nonzero().unbind(1)
+
+    def least_missing(self, streams: int) -> int:
+        """How many observations of the first streams complete no reference before their last (waits for the device)."""
+        missing = GATHERED - self.gathered[:, :streams]
+        return int(torch.where(missing > 0, missing, GATHERED).amin())
+
+    def freeze(self) -> None:
+        """Freeze the references that are complete (waits for the device)."""
+        kind, stream = ((self.gathered >= GATHERED) & ~self.ready).nonzero().unbind(1)
         if kind.numel() > 0:
+            member = self._by_stream(self.together.member > 0)
             self._freeze(kind, stream, member[:, stream].t())
             self._take_factors()
 

@@ -9,6 +9,7 @@ import torch
 
 from models.captured import MOST_CELLS, CapturedFold, roomy
 from models.config import FoldConfig, PredictorConfig
+from models.evidence.observed import SIGNALS
 from models.outcome import StepScores
 from models.pretrained import Weights
 from models.row import Rows
@@ -18,12 +19,14 @@ pytestmark = pytest.mark.slow
 
 START_MS, MINUTE_MS = 1_700_000_000_000, 60_000
 STREAMS, STEPS, FEATURES = 5, 260, 2
+COUPLED_STEPS = 700  # of which some 450 until all references are complete
 
 KINDS: dict[str, tuple[FoldConfig, PredictorConfig]] = {
     "single": (FoldConfig(("a", "b"), 60.0, alarm_every_s=20_000.0), PredictorConfig(hidden=6)),
     "light": (FoldConfig(("a", "b"), 60.0, alarm_every_s=20_000.0, light=True), PredictorConfig(hidden=6)),
     "no interval": (FoldConfig(("a", "b"), None, alarm_every_s=20_000.0), PredictorConfig(hidden=6)),
     "jump": (FoldConfig(("a", "b"), 60.0, "jump", alarm_every_s=20_000.0), PredictorConfig("lstm", hidden=6, layers=2)),
+    "coupled": (FoldConfig(("a", "b"), 60.0, "coupled", alarm_every_s=20_000.0), PredictorConfig(hidden=6)),
     "stream": (
         FoldConfig(("a", "b"), 60.0, alarm_every_s=20_000.0),
         PredictorConfig("gru", hidden=6, scope="stream", features=FEATURES),
@@ -36,21 +39,22 @@ def scorer_of(kind: str) -> Scorer:
     return Scorer(Weights.random(predictor, seed=1), config)
 
 
-def series() -> tuple[torch.Tensor, torch.Tensor]:
+def series(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise with faults, missing values, and in some streams a gap: values ``(S, N, F)`` and times ``(S, N)``."""
     draw = torch.Generator().manual_seed(4)
-    x = torch.randn(STEPS, STREAMS, FEATURES, generator=draw)
+    x = torch.randn(steps, STREAMS, FEATURES, generator=draw)
     x[150:, 1] += 8.0
+    x[600:, 4] += 8.0
     x[180:190, 3] *= 30.0
     x[torch.rand(x.shape, generator=draw) < 0.05] = torch.nan
     x[120] = torch.nan
-    times_ms = START_MS + MINUTE_MS * torch.arange(STEPS).unsqueeze(1).repeat(1, STREAMS)
+    times_ms = START_MS + MINUTE_MS * torch.arange(steps).unsqueeze(1).repeat(1, STREAMS)
     times_ms[200:, 2] += 40 * MINUTE_MS
     return x, times_ms
 
 
 def play(fold: CapturedFold | Scorer, rows: Rows, slots: torch.Tensor, cuts: tuple[int, ...]) -> list[StepScores]:
-    x, times_ms = series()
+    x, times_ms = series(sum(cuts))
     last_ms, at, parts = torch.full((STREAMS,), -1), 0, []
     for cut in cuts:
         parts.append(fold.score(rows, slots, x[at : at + cut], times_ms[at : at + cut], last_ms))
@@ -62,7 +66,7 @@ def play(fold: CapturedFold | Scorer, rows: Rows, slots: torch.Tensor, cuts: tup
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_captured_fold_is_the_fold(kind: str) -> None:
     """Scores, decisions, evidence and rows; only sums over all rows and over those that are due may round apart."""
-    scorer, cuts = scorer_of(kind), (1, 3, 64, 100, 92)
+    scorer, cuts = scorer_of(kind), (1, 3, 64, 100, COUPLED_STEPS - 168 if kind == "coupled" else 92)
     slots = torch.tensor([7, 2, 9, 0, 4])
     ours, theirs = scorer.rows(12), scorer.rows(12)
     with torch.inference_mode():
@@ -79,6 +83,9 @@ def test_a_captured_fold_is_the_fold(kind: str) -> None:
             torch.testing.assert_close(mine, other_of, atol=1e-3, rtol=1e-3, equal_nan=True, msg=field.name)
     torch.testing.assert_close(ours.feature, theirs.feature, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(ours.entity, theirs.entity, atol=1e-3, rtol=1e-3)
+    if kind == "coupled":
+        seen = torch.cat([part.signal for part in eager]) >= SIGNALS.index("values")
+        assert int(seen.sum()) > STREAMS
 
 
 def test_what_lies_in_unused_places_changes_nothing() -> None:
