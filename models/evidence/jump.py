@@ -152,10 +152,9 @@ class JumpChain:
         """Move the residual scale, the range, the slow level and the tail by x."""
         state = self.residual
         self._learn_edge(o, seen)
-        own = o.count - 1.0
-        fold_capped(
-            state.variance, seen.error, seen.scale_floor, seen.has_forecast, own, RESIDUAL_WINDOW, PLAIN_AVERAGE
-        )
+        own = (o.count - 1.0).clamp_min_(0.0)
+        cap = torch.where(own >= PLAIN_AVERAGE, SCALE_CAP, torch.inf)
+        fold_capped(state.variance, seen.error, seen.scale_floor, seen.has_forecast, own, RESIDUAL_WINDOW, cap)
         clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
         absent = torch.where(o.moves.valid, 0.0, ABSENT)
         shrink = (1.0 - RECORD_DECAY) * o.moves.weight * (state.high >= state.low)

@@ -136,15 +136,13 @@ def extend_range(low: Tensor, high: Tensor, x: Tensor, absent: Tensor) -> None:
 
 
 def fold_capped(
-    variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, own_count: Tensor, window: float, free: float
+    variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, own_count: Tensor, window: float, cap: Tensor
 ) -> None:
     """Move a slow mean square: plain averaging for its first 100 values, then rate 1/window.
 
-    ``own_count`` is how many values it has seen; a value of weight 0 moves nothing. After the ``free`` first ones a
-    square counts as no more than 9 times the mean.
+    ``own_count`` is how many values it has seen; a value of weight 0 moves nothing. A square counts as no more than
+    ``cap`` times the mean.
     """
-    square = error * error
-    capped = torch.minimum(square, torch.addcmul(variance, floor, floor).mul_(SCALE_CAP))
-    plain = torch.reciprocal(own_count.clamp_min(0.0).add_(1.0))
-    rate = torch.where(own_count < PLAIN_AVERAGE, plain, 1.0 / window)
-    variance.lerp_(torch.where(own_count < free, square, capped), rate * weight)
+    square = torch.minimum(error * error, torch.addcmul(variance, floor, floor).mul_(cap))
+    plain = torch.reciprocal(own_count + 1.0)
+    variance.lerp_(square, torch.where(own_count < PLAIN_AVERAGE, plain, 1.0 / window) * weight)

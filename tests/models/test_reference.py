@@ -30,6 +30,12 @@ def sigmoid(x):
     return 1.0 / (1.0 + np.exp(-np.clip(x, -500, 500)))
 
 
+def clipped_deviation(x, mean, sigma, n):
+    has_scale = n >= 5 and sigma > 3 * (1e-4 * abs(mean) + 1e-8)
+    reach = 10 * sigma if n >= 19 else 100 * sigma if has_scale else math.inf
+    return min(max(x - mean, -reach), reach)
+
+
 class Network:
     """A GRU step and the head, from the state dict."""
 
@@ -240,8 +246,7 @@ class Reference:
         }
 
     def update_bearing(self, x, dx, f, B):
-        a, reach = rate(5000, self.n), 10 * (math.sqrt(self.v5000) + f) if self.n >= 20 else math.inf
-        d = min(max(x - self.l5000, -reach), reach)
+        a, d = rate(5000, self.n), clipped_deviation(x, self.l5000, math.sqrt(self.v5000) + f, self.n)
         self.l5000, self.v5000 = self.l5000 + a * d, (1 - a) * (self.v5000 + a * d * d)
         self.usual_move += a * (math.sqrt(abs(dx)) - self.usual_move)
         for kind, value in B.items():
@@ -294,9 +299,11 @@ class Reference:
         for k, ahead in ((4, x4), (8, x8)):
             if ahead is None:
                 continue
-            e, t, usual = (x - ahead) ** 2, n - k, self.usual[k]
-            capped = e if t < 20 else min(e, 9 * (usual + f * f))
-            self.usual[k] += (1 / (max(t, 0) + 1) if t < 100 else 1 / 2000) * (capped - usual)
+            e, t, usual = (x - ahead) ** 2, max(n - k, 0), self.usual[k]
+            has_scale = t >= 5 and usual > 4 * f * f
+            cap = 9 if n >= 19 else 100**2 if has_scale else math.inf
+            t -= 0.75 * min(t, 8)
+            self.usual[k] += (1 / (t + 1) if t < 100 else 1 / 2000) * (min(e, cap * (usual + f * f)) - usual)
         if not counts:
             return
         self.seen_S += (reported > 0.01) - self.seen_S / 5000
@@ -331,8 +338,7 @@ class Reference:
 
     def normalise(self, x, dx, sigma, b):
         n = self.n
-        x_c = min(max(x, self.m - 10 * sigma), self.m + 10 * sigma) if n >= 20 else x
-        a, d = rate(500, n), x_c - self.m
+        a, d = rate(500, n), clipped_deviation(x, self.m, sigma, n)
         self.m, self.v = self.m + a * d, (1 - a) * (self.v + a * d * d)
         a, d = rate(10, n), x - self.fast_m
         self.fast_m, self.fast_v = self.fast_m + a * d, (1 - a) * (self.fast_v + a * d * d)

@@ -188,6 +188,15 @@ def uptime(rng: np.random.Generator) -> Floats:
     return rng.integers(0, 10_000) + INTERVAL_S * T.astype(float)
 
 
+def bad_start(rng: np.random.Generator) -> Floats:
+    """One of the first twenty values is what no sensor measures; after four weeks a spike, nine days later a shift."""
+    x = daily(rng)
+    scale = x.std()
+    x = spiked(x, EVENT) + 6.0 * scale * (T >= LATER)
+    x[rng.integers(0, 20)] = 1000.0 * scale
+    return x
+
+
 def calmed(rng: np.random.Generator) -> Floats:
     """Noise without a day that all but ceases for two days, at its usual level."""
     ceases = (T >= EVENT) & (T < EVENT + 2 * DAY)
@@ -198,7 +207,7 @@ INPUTS: tuple[Callable[[np.random.Generator], Floats], ...] = (
     constant, constant_then_not, quantised, quantised_spike, resetting_counter, dropped_to_zero, stuck, slow_drift,
     shifted, daylight_saving, weekly, bursts, burst_of_all_bursts, every_second_missing,
     every_second_missing_spike, unit_change, silent, irregular, irregular_spike, no_work_today, plain, plain_spike,
-    uptime, calmed,
+    uptime, calmed, bad_start,
 )  # fmt: skip
 PER_WEEK = 1.0
 PROFILE = Profile(topics=["input"], features=["value"], interval_s=INTERVAL_S, alarm_budget="1 per week")  # type: ignore[arg-type]
@@ -365,6 +374,12 @@ def test_daylight_saving_is_said_no_more_than_once_beyond_the_budget(run):
 def test_what_leaps_to_the_eye_is_found_at_once(run, name):
     """Six of six forms, within three observations."""
     assert found(run, name) == FORMS
+
+
+def test_a_bad_start_does_not_hide_what_comes_weeks_later(run):
+    """Neither the spike nor the shift, which is smaller than the spike."""
+    assert found(run, "bad_start") == FORMS
+    assert found(run, "bad_start", LATER) == FORMS
 
 
 def test_a_stuck_sensor_is_found_within_a_day(run):
