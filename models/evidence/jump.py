@@ -153,8 +153,8 @@ class JumpChain:
         state = self.residual
         self._learn_edge(o, seen)
         own = (o.count - 1.0).clamp_min_(0.0)
-        cap = torch.where(own >= PLAIN_AVERAGE, SCALE_CAP, torch.inf)
-        fold_capped(state.variance, seen.error, seen.scale_floor, seen.has_forecast, own, RESIDUAL_WINDOW, cap)
+        is_settled = own >= PLAIN_AVERAGE
+        fold_capped(state.variance, seen.error, seen.scale_floor, seen.has_forecast, own, RESIDUAL_WINDOW, is_settled)
         clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
         absent = torch.where(o.moves.valid, 0.0, ABSENT)
         shrink = (1.0 - RECORD_DECAY) * o.moves.weight * (state.high >= state.low)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.features import CLIP_FROM, Moves, Sighting, arcsinh
+from models.features import CLIP_FROM, EARLY_FROM, Moves, Sighting, arcsinh
 
 SIGNALS = ("none", "level", "activity", "displacement", "stillness", "jump", "values", "residuals", "means")
 NONE, LEVEL, ACTIVITY, DISPLACEMENT, STILLNESS, JUMP, VALUES, RESIDUALS, MEANS = range(9)
@@ -21,8 +21,11 @@ NONE, LEVEL, ACTIVITY, DISPLACEMENT, STILLNESS, JUMP, VALUES, RESIDUALS, MEANS =
 ABSENT = 1e30
 SURPRISE_RANGE = (1e-3, 15.0)
 RECORD_DECAY = math.exp(-1.0 / 16000.0)
-SCALE_CAP = 9.0
+SCALE_CAP, EARLY_CAP = 9.0, 100.0
 PLAIN_AVERAGE = 100.0
+# The first 8 errors are averaged as though three in four had not been: the weight of the first falls with the fourth
+# power of their number (polynomial-decay averaging; O. Shamir and T. Zhang, 2013, with eta = 3).
+FORGETS, FORGOTTEN = 8.0, 0.75
 FORECAST_CAP = 50.0
 
 
@@ -136,13 +139,23 @@ def extend_range(low: Tensor, high: Tensor, x: Tensor, absent: Tensor) -> None:
 
 
 def fold_capped(
-    variance: Tensor, error: Tensor, floor: Tensor, weight: Tensor, own_count: Tensor, window: float, cap: Tensor
+    variance: Tensor,
+    error: Tensor,
+    floor: Tensor,
+    weight: Tensor,
+    own_count: Tensor,
+    window: float,
+    is_settled: Tensor,
 ) -> None:
-    """Move a slow mean square: plain averaging for its first 100 values, then rate 1/window.
+    """Move a slow mean square: averaging for its first 100 values, then rate 1/window.
 
-    ``own_count`` is how many values it has seen; a value of weight 0 moves nothing. A square counts as no more than
-    ``cap`` times the mean.
+    ``own_count`` is how many values it has seen; a value of weight 0 moves nothing. A square counts as no more than 9
+    times the mean once ``is_settled``, as 100 times from the sixth value on, unless nothing has moved so far.
     """
-    square = torch.minimum(error * error, torch.addcmul(variance, floor, floor).mul_(cap))
-    plain = torch.reciprocal(own_count + 1.0)
-    variance.lerp_(square, torch.where(own_count < PLAIN_AVERAGE, plain, 1.0 / window) * weight)
+    usual = torch.addcmul(variance, floor, floor)
+    has_scale = (own_count >= EARLY_FROM) & (usual > 5.0 * floor.square())
+    cap = torch.where(is_settled, SCALE_CAP, torch.where(has_scale, EARLY_CAP, torch.inf))
+    square = torch.minimum(error * error, usual.mul_(cap))
+    own = own_count - FORGOTTEN * own_count.clamp_max(FORGETS)
+    plain = torch.reciprocal(own + 1.0)
+    variance.lerp_(square, torch.where(own < PLAIN_AVERAGE, plain, 1.0 / window) * weight)

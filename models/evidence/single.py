@@ -14,7 +14,6 @@ from models.evidence.observed import (
     NONE,
     PLAIN_AVERAGE,
     RECORD_DECAY,
-    SCALE_CAP,
     SURPRISE_RANGE,
     Observed,
     StreamEvidence,
@@ -23,7 +22,7 @@ from models.evidence.observed import (
     own_rate,
     surprise,
 )
-from models.features import CLIP_FROM, EARLY_FROM, EARLY_SIGMAS, clipped_deviation, fold_moments
+from models.features import CLIP_FROM, clipped_deviation, fold_moments
 from models.pretrained import PooledTail
 from models.tail import WARM_UP, ClusterTail, Prior, RateTail
 
@@ -36,9 +35,6 @@ ACTIVITY_WINDOWS = (5.0, 20.0, 60.0)
 AHEAD = (4.0, 8.0, 4.0)
 ACTIVITY_CAP = 1e12
 USUAL_WINDOW = 2000.0
-# The first 8 errors are averaged as though three in four had not been: the weight of the first falls with the fourth
-# power of their number (polynomial-decay averaging; O. Shamir and T. Zhang, 2013, with eta = 3).
-FORGETS, FORGOTTEN = 8.0, 0.75
 # With one value the longer windows take in at most 25 times what they hold: they are for what lasts, and a blow,
 # however hard, has left them by the time it has left the short one.
 LASTING_CAP = 25.0
@@ -222,7 +218,9 @@ class SingleChain:
         if self.season is not None and seen.error_1500 is not None:
             self._learn_season(self.season, o, seen.error_1500)
         levels.gate_scale.lerp_(seen.errors[1].abs(), own_rate(o.has_8, o.count, 8.0, 500.0))
-        self._learn_usual_errors(o, seen)
+        own = torch.stack((o.count - 4.0, o.count - 8.0)).clamp_min_(0.0)
+        has, is_settled = seen.has_behaviour[:2], o.count >= CLIP_FROM - 1
+        fold_capped(self.activity.usual, seen.errors, o.floor, has, own, USUAL_WINDOW, is_settled)
         bearing, rate = self.bearing, o.moves.rate(PAST_WINDOW)
         away = clipped_deviation(x, bearing.usual_level, seen.scale, o.count)
         fold_moments(bearing.usual_level, bearing.usual_variance, away, rate)
@@ -242,15 +240,6 @@ class SingleChain:
         for window, behind, mean, value, weight in zip(ACTIVITY_WINDOWS, AHEAD, recent, square, has, strict=True):
             mean.lerp_(value, own_rate(weight, o.count, behind, window))
         return (recent / usually).clamp_max_(ACTIVITY_CAP).sqrt_(), has
-
-    def _learn_usual_errors(self, o: Observed, seen: Single) -> None:
-        """Move s_A; what a sensor says while it starts is forgotten, and does not count in full."""
-        usual, own = self.activity.usual, torch.stack((o.count - 4.0, o.count - 8.0)).clamp_min_(0.0)
-        has_scale = (own >= EARLY_FROM) & (usual > 4.0 * o.floor.square())
-        early = torch.where(has_scale, EARLY_SIGMAS**2, torch.inf)
-        cap = torch.where(o.count >= CLIP_FROM - 1, SCALE_CAP, early)
-        own -= FORGOTTEN * own.clamp_max(FORGETS)
-        fold_capped(usual, seen.errors, o.floor, seen.has_behaviour[:2], own, USUAL_WINDOW, cap)
 
     def _displacement(self, scale: Tensor, o: Observed) -> Tensor:
         """How far the mean of late is from the usual one, in standard deviations: |ew(x, 50) - mu| / (sigma + f)."""

@@ -301,7 +301,7 @@ class Reference:
                 continue
             e, t, usual = (x - ahead) ** 2, max(n - k, 0), self.usual[k]
             has_scale = t >= 5 and usual > 4 * f * f
-            cap = 9 if n >= 19 else 100**2 if has_scale else math.inf
+            cap = 9 if n >= 19 else 100 if has_scale else math.inf
             t -= 0.75 * min(t, 8)
             self.usual[k] += (1 / (t + 1) if t < 100 else 1 / 2000) * (min(e, cap * (usual + f * f)) - usual)
         if not counts:

@@ -382,6 +382,24 @@ def test_a_bad_start_does_not_hide_what_comes_weeks_later(run):
     assert found(run, "bad_start", LATER) == FORMS
 
 
+def test_a_bad_start_of_one_feature_hides_no_later_spike_of_an_entity():
+    """One of the first hundred values of one of six features is wild; four weeks later the same feature leaps."""
+    made, hits, first_ms = [], set(), MONDAY_MS
+    for form in range(FORMS):
+        rng = np.random.default_rng([99, form])
+        x = np.stack([daily(rng) for _ in range(6)], 1)
+        scale = x[:, 0].std()
+        x[EVENT : EVENT + FEW, 0] += SPIKE * scale
+        x[rng.integers(0, 100), 0] = 100.0 * scale
+        taken = first_ms + 1000 * INTERVAL_S * T.astype(np.int64)
+        made.append(RecordedStream(f"{form}", tuple("abcdef"), float(INTERVAL_S), taken, x.astype(np.float32)))
+    profile = Profile(topics=["input"], features=list("abcdef"), interval_s=INTERVAL_S, evidence="jump")  # type: ignore[arg-type]
+    begin, end = (first_ms + 1000 * INTERVAL_S * at for at in (EVENT, EVENT + FEW + 1))
+    for absorbed in Offline("p", profile).score_streams(made):
+        hits |= {alert.stream_id for alert in absorbed.alerts if begin <= alert.time_ms < end}
+    assert hits == {stream.name for stream in made}
+
+
 def test_a_stuck_sensor_is_found_within_a_day(run):
     """It reports an ordinary value, only not when it should."""
     assert found(run, "stuck", EVENT + 1, DAY) == FORMS
