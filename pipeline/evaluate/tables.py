@@ -342,14 +342,14 @@ def attribution_table(evaluation: Evaluation) -> Table:
 
 
 def lost_table(evaluation: Evaluation) -> Table:
-    """Figures in which a control stands above the served predictor; the best control each."""
+    """Figures in which a control stands above the served predictor by what is shown of them; the best control each."""
     found: list[tuple[str, ...]] = []
 
     def compare(words: str, served: float, others: Mapping[str, float]) -> None:
         known = {name: value for name, value in others.items() if not math.isnan(value)}
         if known and not math.isnan(served):
             best = max(known, key=lambda name: known[name])
-            if known[best] > served:
+            if known[best] > served and shown(known[best]) != shown(served):
                 found.append((words, shown(served), best, shown(known[best])))
 
     for key in HEADLINES:
