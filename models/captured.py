@@ -138,10 +138,11 @@ class CapturedFold:
         """Fold so many; what coupled evidence measures distances by is frozen as soon as it is complete."""
         distances = self._fold.chain.distances
         while observations > 0:
-            length = observations if distances is None else min(observations, distances.least_missing(streams))
+            missing = observations + 1 if distances is None else distances.least_missing(streams)
+            length = min(observations, missing)
             for _ in range(length):
                 self._advance()
-            if distances is not None:
+            if distances is not None and length == missing:
                 distances.freeze()
             observations -= length
 
