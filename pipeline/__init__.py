@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.errors import ConfigurationError, DecodeError, TidewatchError, TransientError
+    from pipeline.profile import Profile
     from pipeline.records import Alert, Scores, Windows
-    from pipeline.settings import Profile, Settings
+    from pipeline.settings import Settings
     from pipeline.wire import decode_alert, decode_dead_letter, decode_scores, encode_json, encode_packed, json_schema
     from pipeline.wiring import build_worker
     from pipeline.worker import Worker
@@ -25,7 +26,7 @@ _MODULE_OF = {
     "Alert": "pipeline.records",
     "ConfigurationError": "pipeline.errors",
     "DecodeError": "pipeline.errors",
-    "Profile": "pipeline.settings",
+    "Profile": "pipeline.profile",
     "Scores": "pipeline.records",
     "Settings": "pipeline.settings",
     "TidewatchError": "pipeline.errors",

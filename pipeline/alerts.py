@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.profile import Profile
 from pipeline.records import EVENTS, RESOLVED, VERDICTS, WITH_USUAL_LEVEL, Alert, FeatureEvidence, Partition
-from pipeline.settings import Profile
 
 SHOWN_FEATURES = 5
 SEVERITIES = ("none", "warning", "critical")

@@ -54,10 +54,11 @@ from pipeline.bench.redis import RedisHiddenStates, forget
 from pipeline.bench.report import LengthFigures, Machine, RowFigures, table, versions
 from pipeline.bench.traffic import FEATURES, INTERVAL_MS, Traffic
 from pipeline.errors import ConfigurationError
+from pipeline.profile import Profile
 from pipeline.records import StepStats
 from pipeline.registry import Registry
 from pipeline.servers import EmbeddedKafka, EmbeddedRedis, create_topics
-from pipeline.settings import Profile, Settings
+from pipeline.settings import Settings
 from pipeline.state.redis import RedisStateStore
 from pipeline.wiring import (
     apply_threads,

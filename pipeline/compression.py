@@ -11,8 +11,8 @@ import numpy as np
 from models.pretrained import Weights
 from models.synthetic import plant
 from pipeline.offline import Offline
+from pipeline.profile import Profile
 from pipeline.records import VERDICTS, Scores
-from pipeline.settings import Profile
 from pipeline.sources.recording import RecordedStream
 
 SENSORS, FEWEST_STREAMS, OBSERVATIONS, SEED = 96, 12, 1500, 1

@@ -31,8 +31,8 @@ from pipeline.errors import ConfigurationError
 from pipeline.explanation import collect
 from pipeline.offline import Offline
 from pipeline.plots import Span, draw_episode, utc
+from pipeline.profile import alarm_every_s
 from pipeline.records import Alert
-from pipeline.settings import alarm_every_s
 from pipeline.topics.kafka import Cluster
 
 PATIENCE_S, CHECK_S = 120.0, 5.0

@@ -22,6 +22,7 @@ from models.step import Scorer, StepScores
 from pipeline.alerts import ENDED, AlertPlace, build_alert
 from pipeline.errors import StateLost, VersionError
 from pipeline.observations import Detail, Observations, join, lay_out, turns
+from pipeline.profile import Profile
 from pipeline.records import (
     CONTROL_FORGET,
     CONTROL_NONE,
@@ -36,7 +37,6 @@ from pipeline.records import (
     Windows,
 )
 from pipeline.resident import SCRATCH, ResidentRows
-from pipeline.settings import Profile
 from pipeline.state.codec import Snapshots, decode_many
 
 logger = logging.getLogger(__name__)

@@ -48,8 +48,9 @@ from pipeline.evaluate.report import as_json, as_markdown, as_page, first_lines
 from pipeline.evaluate.run import Task, run_tasks, tasks_of
 from pipeline.evaluate.series import Entry, read_entries
 from pipeline.evaluate.tables import Evaluation
+from pipeline.profile import Profile
 from pipeline.registry import base_weights
-from pipeline.settings import Profile, Settings
+from pipeline.settings import Settings
 from pipeline.sources.recording import open_recording
 from pipeline.wiring import apply_threads
 

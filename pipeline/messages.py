@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.profile import Profile
 from pipeline.records import Alert, DeadLetter, Partition, Record, Scores, Windows
-from pipeline.settings import Limits, Profile
+from pipeline.settings import Limits
 from pipeline.sinks.base import Sink
 from pipeline.wire import decode_many, encode_alert, encode_dead_letter, encode_scores
 

@@ -22,9 +22,10 @@ from models.row import RowLayout
 from pipeline.clock import SystemClock
 from pipeline.compression import effect_of, trial_streams
 from pipeline.errors import ConfigurationError, VersionError
+from pipeline.profile import Profile
 from pipeline.registry import Decision, Registry
 from pipeline.replay.inputs import Chosen, load_streams
-from pipeline.settings import Profile, Settings
+from pipeline.settings import Settings
 from pipeline.sources.recording import RecordedStream
 from pipeline.versions_in_use import versions_in_use
 from pipeline.wiring import build_cluster

@@ -15,8 +15,8 @@ from pipeline.errors import DecodeError
 from pipeline.messages import Messages
 from pipeline.monitor_metrics import MonitorMetrics
 from pipeline.open_alerts import OpenAlerts
+from pipeline.profile import Profile
 from pipeline.records import CONTROL_FORGET, Alert, Partition, Record, Windows
-from pipeline.settings import Profile
 from pipeline.silence import SIGNAL, Silence
 from pipeline.topics.base import Follower, Instant
 from pipeline.wire import decode_alert

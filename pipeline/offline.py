@@ -14,9 +14,9 @@ from models.pretrained import Weights
 from models.step import Scorer
 from pipeline.engine import Absorbed, Engine, Share
 from pipeline.errors import ConfigurationError
+from pipeline.profile import Profile
 from pipeline.records import CONTROL_NONE, Int64, Partition, Windows
 from pipeline.registry import base_weights, version_name
-from pipeline.settings import Profile
 from pipeline.sources.recording import RecordedStream
 
 RECORDING = Partition("recording", 0)

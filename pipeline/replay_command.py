@@ -34,6 +34,7 @@ from models.pretrained import Weights
 from pipeline.clock import SystemClock
 from pipeline.errors import ConfigurationError
 from pipeline.offline import WINDOW_LENGTH, Offline
+from pipeline.profile import Profile
 from pipeline.records import VERDICTS, Alert, StepStats
 from pipeline.registry import Registry
 from pipeline.replay.inputs import (
@@ -64,7 +65,7 @@ from pipeline.replay.through_kafka import (
     read_back,
     series_messages,
 )
-from pipeline.settings import Profile, Settings
+from pipeline.settings import Settings
 from pipeline.sources.record_file import decode_records, is_record_file
 from pipeline.sources.recording import RecordedStream, WindowSequence
 from pipeline.state.memory import MemoryStateStore

@@ -33,6 +33,7 @@ from models.training import Checkpoint
 from models.training import Progress as Report
 from pipeline.clock import SystemClock
 from pipeline.errors import ConfigurationError
+from pipeline.profile import Profile
 from pipeline.registry import Registry, base_weights
 from pipeline.replay.inputs import (
     KAFKA,
@@ -45,7 +46,7 @@ from pipeline.replay.inputs import (
     parse_topic_range,
     profile_of_raw,
 )
-from pipeline.settings import Profile, Settings
+from pipeline.settings import Settings
 from pipeline.sources.record_file import decode_records, is_record_file
 from pipeline.sources.recording import RecordedStream
 from pipeline.train.events import tensorboard_events

@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.errors import TransientError
 from pipeline.health import Health
 from pipeline.metrics import Metrics
-from pipeline.settings import Settings, alarm_every_s
+from pipeline.profile import alarm_every_s
+from pipeline.settings import Settings
 from pipeline.stopping import Stopping
 from pipeline.wiring import build_worker, settle_memory
 from pipeline.worker import Worker

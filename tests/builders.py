@@ -19,8 +19,9 @@ from pipeline.engine import Engine
 from pipeline.errors import VersionError
 from pipeline.memory import MemoryBroker
 from pipeline.messages import Messages
+from pipeline.profile import Profile
 from pipeline.records import Alert, DeadLetter, Partition, StepStats
-from pipeline.settings import Limits, Profile
+from pipeline.settings import Limits
 from pipeline.sinks.memory import MemorySink
 from pipeline.sources.memory import MemorySource
 from pipeline.state.memory import MemoryStateStore

@@ -17,10 +17,11 @@ from models.step import Scorer
 from pipeline.checks.finding import Facts, Finding, ok
 from pipeline.checks.row import cost_of, gigabytes, layout_of
 from pipeline.engine import Engine, Share
+from pipeline.profile import Profile
 from pipeline.records import CONTROL_NONE, Partition, Windows
 from pipeline.registry import base_weights
 from pipeline.resident import SCRATCH
-from pipeline.settings import Profile, Settings
+from pipeline.settings import Settings
 
 SUBJECT = "need"
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from models.row import RowLayout
 from pipeline.errors import ConfigurationError
+from pipeline.profile import Profile
 from pipeline.registry import base_weights
-from pipeline.settings import Profile
 from pipeline.state.codec import FRAME
 from pipeline.wording import table
 

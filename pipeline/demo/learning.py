@@ -24,10 +24,10 @@ from rich.console import Console
 from pipeline.clock import SystemClock
 from pipeline.errors import ConfigurationError
 from pipeline.learning.course import Course
+from pipeline.profile import Profile
 from pipeline.records import Partition, Windows
 from pipeline.registry import Decision, Registry
 from pipeline.settings import Learner as Rules
-from pipeline.settings import Profile
 
 STREAMS, INTERVAL_MS, START_MS = 8, 600_000, 1_767_225_600_000
 BEFORE, AFTER, SPOILED = 18, 24, 7

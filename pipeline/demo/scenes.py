@@ -13,8 +13,8 @@ import numpy as np
 
 from models.synthetic import NETWORK_FEATURES, Fault, LabelledStream, network, plant
 from pipeline.errors import ConfigurationError
+from pipeline.profile import Profile
 from pipeline.records import Float32, Int64, UInt8
-from pipeline.settings import Profile
 from pipeline.sources.recording import RecordedStream
 from pipeline.wire import encode_json, encode_packed
 

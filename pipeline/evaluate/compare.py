@@ -10,8 +10,9 @@ import numpy as np
 
 from pipeline.errors import ConfigurationError
 from pipeline.offline import Offline
+from pipeline.profile import Profile
 from pipeline.records import EVENTS, OPENED, RESOLVED, Alert
-from pipeline.settings import Profile, Settings
+from pipeline.settings import Settings
 from pipeline.sources.recording import RecordedStream
 
 MONTH_MS = 30 * 86_400_000

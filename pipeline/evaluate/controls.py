@@ -14,8 +14,8 @@ from models.pretrained import Weights
 from pipeline.evaluate.fold import Predictor, Track
 from pipeline.evaluate.judge import ANOMALOUS
 from pipeline.evaluate.series import LabelledSeries
+from pipeline.profile import Profile, alarm_every_s
 from pipeline.records import OPENED, Float32
-from pipeline.settings import Profile, alarm_every_s
 
 Kind = Literal["chain", "random", "river"]
 GAUSSIAN_WINDOW = 500

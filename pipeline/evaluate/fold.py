@@ -14,8 +14,8 @@ from models.step import Scorer
 from pipeline.evaluate.series import LabelledSeries
 from pipeline.observations import Detail
 from pipeline.offline import Offline
+from pipeline.profile import Profile
 from pipeline.records import Float32, Scores, UInt8
-from pipeline.settings import Profile
 
 MAX_BATCH_VALUES = 500_000
 

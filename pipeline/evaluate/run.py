@@ -23,8 +23,8 @@ from pipeline.evaluate.judge import SeriesResult, judge, replay_budgets
 from pipeline.evaluate.pictures import draw_series
 from pipeline.evaluate.plan import PLANTS
 from pipeline.evaluate.series import Entry, LabelledSeries, load_series
+from pipeline.profile import Profile
 from pipeline.registry import base_weights
-from pipeline.settings import Profile
 
 POLL_S = 0.2
 

@@ -43,10 +43,10 @@ from pipeline.learning.gate import CLOSED, NORMAL, WARMING_UP, Gate
 from pipeline.learning.reservoir import Reservoir
 from pipeline.learning.shadow import Shadow
 from pipeline.learning.trial import Trial, Verdict
+from pipeline.profile import Profile
 from pipeline.records import CONTROL_NONE, Partition, Windows
 from pipeline.registry import Decision, Registry
 from pipeline.settings import Learner as Rules
-from pipeline.settings import Profile
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from models.pretrained import Weights
 from models.step import Scorer
 from pipeline.engine import Absorbed
 from pipeline.offline import Offline
+from pipeline.profile import Profile
 from pipeline.records import EVENTS, OPENED, Partition, Windows
-from pipeline.settings import Profile
 
 
 class Shadow(Offline):

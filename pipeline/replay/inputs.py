@@ -15,8 +15,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigurationError
+from pipeline.profile import Profile
 from pipeline.records import Partition, Record
-from pipeline.settings import Limits, Profile, Settings
+from pipeline.settings import Limits, Settings
 from pipeline.sources.record_file import read_records
 from pipeline.sources.recording import RecordedStream, open_recording
 from pipeline.topics.base import Place, parse_place

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.clock import Clock
+from pipeline.profile import Profile
 from pipeline.records import Partition, Record
 from pipeline.replay.inputs import History, Records, SeriesGroup
 from pipeline.replay.outputs import Outputs
 from pipeline.replay.through_engine import pasts_of
-from pipeline.settings import Limits, Profile, Settings
+from pipeline.settings import Limits, Settings
 from pipeline.sources.recording import WindowSequence
 from pipeline.topics.kafka import Cluster, Feeder
 from pipeline.wire import decode_alert, decode_many, decode_scores, encode_packed

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ConfigurationError
+from pipeline.profile import Profile
 from pipeline.records import CONTROL_NONE, Float32, Int64, Partition, Record, StoredRecord, UInt8
-from pipeline.settings import Limits, Profile
+from pipeline.settings import Limits
 from pipeline.sources.recording import RECORD_FILE_ENDS, RecordedStream, Recording
 from pipeline.sources.tables import open_binary
 from pipeline.wire import decode_many, labels_of

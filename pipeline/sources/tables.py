@@ -26,8 +26,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigurationError
+from pipeline.profile import Profile
 from pipeline.records import CONTROL_NONE, Float32, Int64, Partition, StoredRecord, UInt8
-from pipeline.settings import Limits, Profile
+from pipeline.settings import Limits
 from pipeline.wire import WindowMessage, decode_many, labels_of
 
 TimestampKind = Literal["iso8601", "seconds", "row_index"]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from pipeline.errors import DecodeError
+from pipeline.profile import Profile
 from pipeline.records import (
     CONTROL_FORGET,
     CONTROL_NONE,
@@ -30,7 +31,7 @@ from pipeline.records import (
     UInt8,
     Windows,
 )
-from pipeline.settings import Limits, Profile
+from pipeline.settings import Limits
 from pipeline.wire.schema import SCHEMA, WindowMessage, first_errors
 
 SILENT, RESET, FORGET = 1, 2, 4

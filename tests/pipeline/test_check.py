@@ -25,11 +25,12 @@ from pipeline.checks.row import STREAM_ID_BYTES, cost_of, describe_row, layout_o
 from pipeline.checks.versions import check_versions
 from pipeline.errors import ConfigurationError
 from pipeline.partition import to_offset
+from pipeline.profile import Profile
 from pipeline.records import Committed, Partition
 from pipeline.registry import Registry, base_weights
 from pipeline.resident import ResidentRows
 from pipeline.servers import create_topics, free_port
-from pipeline.settings import Engine, Kafka, Profile, Redis, Settings
+from pipeline.settings import Engine, Kafka, Redis, Settings
 from pipeline.settings import Registry as RegistrySettings
 from pipeline.sources.base import CommittedOffset
 from pipeline.state.base import HEADER

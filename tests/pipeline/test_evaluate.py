@@ -28,8 +28,8 @@ from pipeline.evaluate.series import load_series, read_entries
 from pipeline.evaluate.summary import HEADLINES, figure, figures, interval
 from pipeline.evaluate.tables import Evaluation, shown, tables_of, worst_first
 from pipeline.offline import Offline
+from pipeline.profile import Profile
 from pipeline.records import OPENED
-from pipeline.settings import Profile
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ import pytest
 
 from models.synthetic import MONDAY_MS
 from pipeline.offline import Offline
+from pipeline.profile import Profile
 from pipeline.records import VERDICTS, Partition
-from pipeline.settings import Profile
 from pipeline.silence import Silence
 from pipeline.sources.recording import RecordedStream
 

@@ -29,9 +29,10 @@ from pipeline.learning.metrics import LearnerMetrics
 from pipeline.learning.reservoir import Reservoir
 from pipeline.learning.trial import Trial, Verdict
 from pipeline.partition import to_offset
+from pipeline.profile import Profile
 from pipeline.records import CONTROL_FORGET, Committed, Partition, Scores, Windows
 from pipeline.registry import Decision, Registry
-from pipeline.settings import Engine, Profile, Settings
+from pipeline.settings import Engine, Settings
 from pipeline.settings import Learner as Rules
 from pipeline.settings import Registry as Place
 from pipeline.topics.kafka import Cluster

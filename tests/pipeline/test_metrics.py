@@ -7,8 +7,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from pipeline.metrics import REASON_CLASSES, Metrics, reason_class
+from pipeline.profile import Profile
 from pipeline.records import Alert, DeadLetter, Partition, StepStats, StoredRecord, WorkerStatus
-from pipeline.settings import Limits, Profile
+from pipeline.settings import Limits
 from pipeline.wire import decode_many
 
 PLACE = Partition("sensor-windows", 0)

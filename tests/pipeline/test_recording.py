@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.errors import ConfigurationError
+from pipeline.profile import Profile
 from pipeline.records import Partition, StoredRecord
-from pipeline.settings import Limits, Profile
+from pipeline.settings import Limits
 from pipeline.sinks.recording import RecordingSink, RecordWriter
 from pipeline.sources.base import CommittedOffset, GroupNote
 from pipeline.sources.record_file import decode_records, read_records

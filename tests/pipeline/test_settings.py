@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigurationError
-from pipeline.settings import Profile, Settings, alarm_every_s
+from pipeline.profile import Profile, alarm_every_s
+from pipeline.settings import Settings
 
 WriteToml = Callable[[str], Path]
 WEEK_S = 604_800.0

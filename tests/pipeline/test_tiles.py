@@ -8,9 +8,9 @@ import pytest
 from models.pretrained import builtin
 from models.step import Scorer
 from pipeline.engine import MAX_CALL_ROWS, MIN_CALL_ROWS, Engine, Share, tile_streams
+from pipeline.profile import Profile
 from pipeline.records import Partition, Windows
 from pipeline.resident import SCRATCH
-from pipeline.settings import Profile
 
 PARTITION = Partition("plant", 0)
 PROFILE = Profile(topics=("plant",), features=("a", "b", "c", "d"), interval_s=60.0, evidence="single")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DecodeError
+from pipeline.profile import Profile
 from pipeline.records import (
     CONTROL_FORGET,
     CONTROL_NONE,
@@ -23,7 +24,7 @@ from pipeline.records import (
     StoredRecord,
     Windows,
 )
-from pipeline.settings import Limits, Profile
+from pipeline.settings import Limits
 from pipeline.wire import (
     WindowMessage,
     decode_alert,
