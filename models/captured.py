@@ -3,7 +3,8 @@
 One observation is some 400 small operations, and Python takes longer to ask for them than a GPU takes to do them for
 ten thousand rows. So the dense form of :class:`models.fold.Fold` is recorded as three CUDA graphs, over memory that
 stays where it is: ``begin`` (rows in hand), ``advance`` (one observation), ``end`` (rows back). A call copies its rows
-into a table of its own, launches ``advance`` once for each observation, and copies the rows back.
+into a table of its own, launches ``advance`` once for each observation, and copies the rows back. Coupled evidence
+pauses where the reference of some stream may be complete: what is measured by it is found between two launches.
 
 References
 ----------
@@ -138,7 +139,7 @@ class CapturedFold:
         """Fold so many; what coupled evidence measures distances by is frozen as soon as it is complete."""
         distances = self._fold.chain.distances
         while observations > 0:
-            missing = observations + 1 if distances is None else distances.least_missing(streams)
+            missing = observations + 1 if distances is None else distances.until_complete(streams)
             length = min(observations, missing)
             for _ in range(length):
                 self._advance()

@@ -27,6 +27,7 @@ CLIP_FROM = 20
 CLIP_SIGMAS = 10.0
 # Among the first twenty values a wild one (what a sensor says while it starts) must not set the scale for weeks.
 EARLY_FROM, EARLY_SIGMAS = 5, 100.0
+LEAST_SPREAD = 2.0  # floors; what has moved by less has no scale yet
 # Values beyond this are clipped on entry: their squares, and those of forecasts 50 sigma away, stay inside float32.
 VALUE_LIMIT = 1e15
 UNLIMITED = 1e30
@@ -129,9 +130,10 @@ def slowest_bin_rate(interval_s: float) -> float:
 def clipped_deviation(x: Tensor, mean: Tensor, sigma: Tensor, count: Tensor) -> Tensor:
     """``x_c - m``: the deviation, within 10 sigma from the 20th value on.
 
-    Within 100 from the sixth on, unless nothing has moved so far: sigma would be no scale then.
+    Within 100 from the sixth on, unless the feature has hardly moved so far: sigma would be no scale then.
     """
-    early = torch.where((count >= EARLY_FROM) & (sigma > 3.0 * floor_of(mean)), sigma * EARLY_SIGMAS, UNLIMITED)
+    has_scale = (count >= EARLY_FROM) & (sigma > (1.0 + LEAST_SPREAD) * floor_of(mean))
+    early = torch.where(has_scale, sigma * EARLY_SIGMAS, UNLIMITED)
     reach = torch.where(count >= CLIP_FROM - 1, sigma * CLIP_SIGMAS, early)
     return torch.clamp(x - mean, -reach, reach)
 

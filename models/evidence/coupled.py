@@ -192,8 +192,8 @@ class DistanceChain:
         self.mean.addcmul_(rate.unsqueeze(1), deviation)
         self.gathered.add_(gathers)
 
-    def least_missing(self, streams: int) -> int:
-        """How many observations of the first streams complete no reference before their last (waits for the device)."""
+    def until_complete(self, streams: int) -> int:
+        """After how many observations, at the earliest, a reference of the first streams is complete (waits for it)."""
         missing = GATHERED - self.gathered[:, :streams]
         return int(torch.where(missing > 0, missing, GATHERED).amin())
 

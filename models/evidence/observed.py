@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.features import CLIP_FROM, EARLY_FROM, Moves, Sighting, arcsinh
+from models.features import CLIP_FROM, EARLY_FROM, LEAST_SPREAD, Moves, Sighting, arcsinh
 
 SIGNALS = ("none", "level", "activity", "displacement", "stillness", "jump", "values", "residuals", "means")
 NONE, LEVEL, ACTIVITY, DISPLACEMENT, STILLNESS, JUMP, VALUES, RESIDUALS, MEANS = range(9)
@@ -147,15 +147,15 @@ def fold_capped(
     window: float,
     is_settled: Tensor,
 ) -> None:
-    """Move a slow mean square: averaging for its first 100 values, then rate 1/window.
+    """Move a slow mean square: averaging while it counts fewer than 100 errors, the first eight as two; then 1/window.
 
-    ``own_count`` is how many values it has seen; a value of weight 0 moves nothing. A square counts as no more than 9
-    times the mean once ``is_settled``, as 100 times from the sixth value on, unless nothing has moved so far.
+    ``own_count`` is how many errors it has seen; one of weight 0 moves nothing. A square counts as no more than 9 times
+    the mean once ``is_settled``, as 100 times from the sixth error on, unless the mean is hardly above the floor.
     """
     usual = torch.addcmul(variance, floor, floor)
-    has_scale = (own_count >= EARLY_FROM) & (usual > 5.0 * floor.square())
+    has_scale = (own_count >= EARLY_FROM) & (usual > (1.0 + LEAST_SPREAD**2) * floor.square())
     cap = torch.where(is_settled, SCALE_CAP, torch.where(has_scale, EARLY_CAP, torch.inf))
     square = torch.minimum(error * error, usual.mul_(cap))
-    own = own_count - FORGOTTEN * own_count.clamp_max(FORGETS)
-    plain = torch.reciprocal(own + 1.0)
-    variance.lerp_(square, torch.where(own < PLAIN_AVERAGE, plain, 1.0 / window) * weight)
+    counted = own_count - FORGOTTEN * own_count.clamp_max(FORGETS)
+    plain = torch.reciprocal(counted + 1.0)
+    variance.lerp_(square, torch.where(counted < PLAIN_AVERAGE, plain, 1.0 / window) * weight)

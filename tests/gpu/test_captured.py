@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.config import Evidence, FoldConfig, PredictorConfig
+from models.evidence.observed import SIGNALS
 from models.outcome import StepScores
 from models.pretrained import Weights
 from models.step import Scorer
@@ -50,7 +51,7 @@ def _played(scorer: Scorer, capacity: int, first: int) -> tuple[StepScores, list
     ids=lambda value: value.cell + value.scope if isinstance(value, PredictorConfig) else str(value),
 )
 def test_captured_equals_eager(evidence: Evidence, light: bool, predictor: PredictorConfig) -> None:
-    """Every family and every kind of evidence that is recorded, scores within 1e-3 and events identical."""
+    """Every family and every kind of evidence, scores within 1e-3 and events identical."""
     config = FoldConfig(("a", "b", "c"), 60.0, evidence, alarm_every_s=20_000.0, light=light)
     scorers = [Scorer(Weights.random(predictor, 1), config, "cuda") for _ in range(2)]
     assert scorers[0].is_captured
@@ -58,6 +59,8 @@ def test_captured_equals_eager(evidence: Evidence, light: bool, predictor: Predi
     first = 550 if evidence == "coupled" else 200  # until all references are complete
     (long, short, rows), (eager_long, eager_short, eager_rows) = (_played(scorer, STREAMS, first) for scorer in scorers)
     assert int((eager_long.event > 0).sum()) > 0
+    if evidence == "coupled":
+        assert int((eager_long.signal >= SIGNALS.index("values")).sum()) > STREAMS
     for ours, theirs in zip((long, *short), (eager_long, *eager_short), strict=True):
         torch.testing.assert_close(ours.score, theirs.score, atol=1.1e-3, rtol=0, equal_nan=True)
         assert torch.equal(ours.event, theirs.event)

@@ -88,19 +88,21 @@ def test_a_captured_fold_is_the_fold(kind: str) -> None:
         assert int(seen.sum()) > STREAMS
 
 
-def test_what_lies_in_unused_places_changes_nothing() -> None:
+@pytest.mark.parametrize(("kind", "steps"), [("single", STEPS), ("coupled", COUPLED_STEPS)])
+def test_what_lies_in_unused_places_changes_nothing(kind: str, steps: int) -> None:
     """A fold is recorded for more streams than call it, and keeps what the last ones left."""
-    scorer, slots = scorer_of("single"), torch.arange(STREAMS)
+    scorer, slots = scorer_of(kind), torch.arange(STREAMS)
     fold = CapturedFold(scorer, 24)
     with torch.inference_mode():
         crowd = scorer.rows(24)
         x, times_ms = 1e6 * torch.randn(90, 24, FEATURES), START_MS + MINUTE_MS * torch.arange(90).unsqueeze(1)
         fresh_rows, used_rows = scorer.rows(STREAMS), scorer.rows(STREAMS)
-        fresh = play(fold, fresh_rows, slots, (STEPS,))
+        fresh = play(fold, fresh_rows, slots, (steps,))
         fold.score(crowd, torch.arange(24), x, times_ms.repeat(1, 24), torch.full((24,), -1))
-        used = play(fold, used_rows, slots, (STEPS,))
+        used = play(fold, used_rows, slots, (steps,))
     assert torch.equal(fresh[0].score.nan_to_num(-1.0), used[0].score.nan_to_num(-1.0))
     assert torch.equal(fresh_rows.feature, used_rows.feature)
+    assert torch.equal(fresh_rows.entity, used_rows.entity)
 
 
 def test_long_calls_are_looked_at_in_parts() -> None:
