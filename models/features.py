@@ -144,10 +144,9 @@ def fold_moments(mean: Tensor, variance: Tensor, deviation: Tensor, rate: Tensor
     variance.addcmul_(rate * deviation, deviation).mul_(1.0 - rate)
 
 
-def fold_normaliser(normaliser: Normaliser, x: Tensor, dx: Tensor, sigma: Tensor, moves: Moves) -> None:
-    """Move all statistics of the normaliser by x (stand-ins have weight 0); ``sigma`` is the scale before x."""
+def fold_normaliser(normaliser: Normaliser, x: Tensor, dx: Tensor, deviation: Tensor, moves: Moves) -> None:
+    """Move all statistics of the normaliser by x (stand-ins have weight 0); ``deviation`` is x_c - m."""
     state = normaliser
-    deviation = clipped_deviation(x, state.mean, sigma, state.count)
     fold_moments(state.mean, state.variance, deviation, moves.rate(WINDOW))
     fold_moments(state.fast_mean, state.fast_variance, x - state.fast_mean, moves.rate(FAST_WINDOW))
     # The first difference exists at the second observation: its own counter is one behind.
@@ -255,7 +254,8 @@ def window_inputs(
         sighting, bin_now = sight(x[t], valid, state, seasonal, now)
         if after_gap is not None:
             sighting.dx.masked_fill_(after_gap[t], 0.0)
-        fold_normaliser(state, sighting.x, sighting.dx, sigma, moves)
+        deviation = clipped_deviation(sighting.x, state.mean, sigma, state.count)
+        fold_normaliser(state, sighting.x, sighting.dx, deviation, moves)
         sigma = scale_of(state, floor_of(state.mean))
         ahead = fold_and_look_ahead(seasonal, now, bin_now, sighting.x, moves.weight)
         write_inputs(inputs[t], state, sigma, sighting, ahead)

@@ -149,7 +149,7 @@ class Fold:
         due = None if hand.fast is None else hand.fast.learn(seen.x, valid)
 
         # (vii) normaliser, then seasonal bin
-        fold_normaliser(state, seen.x, seen.dx, self.sigma, moves)
+        fold_normaliser(state, seen.x, seen.dx, o.deviation, moves)
         self.floor = floor_of(state.mean)
         self.sigma = scale_of(state, self.floor)
         ahead = fold_and_look_ahead(hand.seasonal, bins, bin_now, seen.x, moves.weight)

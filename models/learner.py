@@ -24,6 +24,7 @@ from models.features import (
     INPUTS,
     Normaliser,
     Seasonal,
+    clipped_deviation,
     floor_of,
     fold_and_look_ahead,
     fold_normaliser,
@@ -119,7 +120,8 @@ def _seen(state: Normaliser, seasonal: Seasonal | None, bins: Tensor | None, x: 
         moves = moves_of(valid, state.count)
         now = None if bins is None else bins[:, t]
         sighting, bin_now = sight(x[t], valid, state, seasonal, now)
-        fold_normaliser(state, sighting.x, sighting.dx, sigma, moves)
+        deviation = clipped_deviation(sighting.x, state.mean, sigma, state.count)
+        fold_normaliser(state, sighting.x, sighting.dx, deviation, moves)
         sigma = scale_of(state, floor_of(state.mean))
         ahead = fold_and_look_ahead(seasonal, now, bin_now, sighting.x, moves.weight)
         write_inputs(inputs[t], state, sigma, sighting, ahead)

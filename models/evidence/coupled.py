@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.evidence.observed import Observed, own_rate
-from models.features import CLIP_FROM, CLIP_SIGMAS, clipped_deviation
+from models.features import CLIP_FROM, CLIP_SIGMAS
 from models.row import DISTANCES
 from models.tail import ClusterTail, Prior
 
@@ -137,9 +137,9 @@ class DistanceChain:
         One blow moves a running mean by a sigma at most, and not for long. A feature has a mean while it has been heard
         of lately: not all need to report together.
         """
-        clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
         rate = own_rate(o.moves.weight, o.count, CLIP_FROM, MEAN_WINDOW)
-        columns = (o.sight.x, (o.sight.x - o.forecast_4) * o.has_4, torch.lerp(self.together.mean_10, clipped, rate))
+        mean_10 = torch.lerp(self.together.mean_10, o.mean + o.deviation, rate)
+        columns = (o.sight.x, (o.sight.x - o.forecast_4) * o.has_4, mean_10)
         has_mean = ((o.count + o.moves.weight > 0) & (silent < LATELY)).to(o.has_4.dtype)
         vectors = torch.stack([self._by_stream(column) for column in columns])
         present = torch.stack([self._by_stream(column) for column in (o.moves.weight, o.has_4, has_mean)])

@@ -20,7 +20,7 @@ from models.evidence.observed import (
     one_step_forecast,
     own_rate,
 )
-from models.features import CLIP_FROM, arcsinh, clipped_deviation, fold_moments
+from models.features import CLIP_FROM, arcsinh, fold_moments
 from models.tail import ClusterTail, Prior
 
 RESIDUAL_WINDOW = 5000.0
@@ -155,12 +155,11 @@ class JumpChain:
         own = (o.count - 1.0).clamp_min_(0.0)
         is_settled = own >= PLAIN_AVERAGE
         fold_capped(state.variance, seen.error, seen.scale_floor, seen.has_forecast, own, RESIDUAL_WINDOW, is_settled)
-        clipped = o.mean + clipped_deviation(o.sight.x, o.mean, o.sigma, o.count)
         absent = torch.where(o.moves.valid, 0.0, ABSENT)
         shrink = (1.0 - RECORD_DECAY) * o.moves.weight * (state.high >= state.low)
         state.low.lerp_(o.mean, shrink)
         state.high.lerp_(o.mean, shrink)
-        extend_range(state.low, state.high, clipped, absent)
+        extend_range(state.low, state.high, o.mean + o.deviation, absent)
         rate = o.moves.rate(SLOW_WINDOW)
         reach = torch.where(o.count >= CLIP_FROM, seen.sigma_slow * 10.0, ABSENT)
         fold_moments(state.slow_mean, state.slow_variance, torch.clamp(seen.deviation, -reach, reach), rate)

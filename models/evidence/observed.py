@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.features import CLIP_FROM, EARLY_FROM, LEAST_SPREAD, Moves, Sighting, arcsinh
+from models.features import CLIP_FROM, EARLY_FROM, LEAST_SPREAD, Moves, Sighting, arcsinh, clipped_deviation
 
 SIGNALS = ("none", "level", "activity", "displacement", "stillness", "jump", "values", "residuals", "means")
 NONE, LEVEL, ACTIVITY, DISPLACEMENT, STILLNESS, JUMP, VALUES, RESIDUALS, MEANS = range(9)
@@ -37,6 +37,8 @@ class Observed:
     ----------
     mean, sigma, floor, last, count
         m, sigma, f, the last valid value and n before x.
+    deviation
+        x_c - m, what of x lies within reach of m.
     mixture
         ``(9, R)`` one-step mixture of the previous observation; all zeros where there is none.
     forecast_4, forecast_8
@@ -56,6 +58,7 @@ class Observed:
     floor: Tensor
     last: Tensor
     count: Tensor
+    deviation: Tensor
     mixture: Tensor
     forecast_4: Tensor
     forecast_8: Tensor
@@ -83,6 +86,7 @@ def observed(
         moves,
         *before,
         count,
+        clipped_deviation(sight.x, before[0], before[1], count),
         mixture,
         forecast_4,
         forecast_8,
