@@ -19,12 +19,15 @@ from models.evidence.observed import (
     fold_capped,
     one_step_forecast,
     own_rate,
+    remembered,
 )
 from models.features import CLIP_FROM, arcsinh, fold_moments
 from models.tail import ClusterTail, Prior
 
 RESIDUAL_WINDOW = 5000.0
 SLOW_WINDOW = 20000.0
+# A wild value among the first hundred would widen the slow level, its variance and the spread for weeks.
+SLOW_FORGETS = 100.0
 # A fault of a server moves many counters at once; a departure from level is that of a few.
 TOP_RESIDUALS, TOP_LEVELS = 10, 3
 RESIDUAL_CAP = 50.0
@@ -160,7 +163,8 @@ class JumpChain:
         state.low.lerp_(o.mean, shrink)
         state.high.lerp_(o.mean, shrink)
         extend_range(state.low, state.high, o.mean + o.deviation, absent)
-        rate = o.moves.rate(SLOW_WINDOW)
+        plain = torch.reciprocal(remembered(o.count, SLOW_FORGETS) + 1.0)
+        rate = plain.clamp_min_(1.0 / SLOW_WINDOW).mul_(o.moves.weight)
         reach = torch.where(o.count >= CLIP_FROM, seen.sigma_slow * 10.0, ABSENT)
         fold_moments(state.slow_mean, state.slow_variance, torch.clamp(seen.deviation, -reach, reach), rate)
         reach = torch.where(o.count >= CLIP_FROM, seen.spread * SPREAD_REACH, ABSENT)

@@ -23,8 +23,8 @@ SURPRISE_RANGE = (1e-3, 15.0)
 RECORD_DECAY = math.exp(-1.0 / 16000.0)
 SCALE_CAP, EARLY_CAP = 9.0, 100.0
 PLAIN_AVERAGE = 100.0
-# The first 8 errors are averaged as though three in four had not been: the weight of the first falls with the fourth
-# power of their number (polynomial-decay averaging; O. Shamir and T. Zhang, 2013, with eta = 3).
+# The first values of some averages (errors: 8) count as though three in four had not been: the weight of the first
+# falls with the fourth power of their number (polynomial-decay averaging; O. Shamir and T. Zhang, 2013, with eta = 3).
 FORGETS, FORGOTTEN = 8.0, 0.75
 FORECAST_CAP = 50.0
 
@@ -136,6 +136,11 @@ def own_rate(weight: Tensor, count: Tensor, behind: float, window: float) -> Ten
     return torch.maximum(weight * (1.0 / window), weight / (count - (behind - 1.0)).clamp_min_(1.0))
 
 
+def remembered(count: Tensor, forgets: float) -> Tensor:
+    """How many of ``count`` values an average counts that forgets three in four of its first ``forgets``."""
+    return count - FORGOTTEN * count.clamp_max(forgets)
+
+
 def extend_range(low: Tensor, high: Tensor, x: Tensor, absent: Tensor) -> None:
     """Gather x in a range."""
     torch.minimum(low, x + absent, out=low)
@@ -160,6 +165,6 @@ def fold_capped(
     has_scale = (own_count >= EARLY_FROM) & (usual > (1.0 + LEAST_SPREAD**2) * floor.square())
     cap = torch.where(is_settled, SCALE_CAP, torch.where(has_scale, EARLY_CAP, torch.inf))
     square = torch.minimum(error * error, usual.mul_(cap))
-    counted = own_count - FORGOTTEN * own_count.clamp_max(FORGETS)
+    counted = remembered(own_count, FORGETS)
     plain = torch.reciprocal(counted + 1.0)
     variance.lerp_(square, torch.where(counted < PLAIN_AVERAGE, plain, 1.0 / window) * weight)

@@ -382,7 +382,8 @@ def test_a_bad_start_does_not_hide_what_comes_weeks_later(run):
     assert found(run, "bad_start", LATER) == FORMS
 
 
-def test_a_bad_start_of_one_feature_hides_no_later_spike_of_an_entity():
+@pytest.mark.parametrize(("wildness", "first"), [(100.0, 0), (1000.0, 8)])
+def test_a_bad_start_of_one_feature_hides_no_later_spike_of_an_entity(wildness, first):
     """One of the first hundred values of one of six features is wild; four weeks later the same feature leaps."""
     made, hits, first_ms = [], set(), MONDAY_MS
     for form in range(FORMS):
@@ -390,7 +391,7 @@ def test_a_bad_start_of_one_feature_hides_no_later_spike_of_an_entity():
         x = np.stack([daily(rng) for _ in range(6)], 1)
         scale = x[:, 0].std()
         x[EVENT : EVENT + FEW, 0] += SPIKE * scale
-        x[rng.integers(0, 100), 0] = 100.0 * scale
+        x[rng.integers(first, 100), 0] = wildness * scale
         taken = first_ms + 1000 * INTERVAL_S * T.astype(np.int64)
         made.append(RecordedStream(f"{form}", tuple("abcdef"), float(INTERVAL_S), taken, x.astype(np.float32)))
     profile = Profile(topics=["input"], features=list("abcdef"), interval_s=INTERVAL_S, evidence="jump")  # type: ignore[arg-type]
