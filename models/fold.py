@@ -342,7 +342,7 @@ class Fold:
             entity_mean=of_entity(1),
             entity_rms=of_entity(2),
             entity_displacement=of_entity(3),
-            entity_unrest=of_entity(2) + of_entity(3),
+            entity_unrest=torch.hypot(of_entity(2), 2.0 * of_entity(3)),
             values=of_distance(0),
             residuals=of_distance(1),
             means=of_distance(2),
