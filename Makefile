@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-learning test test-long check integration gpu bench bench-learner up replay seeds results \
+.PHONY: help setup demo demo-learning test test-long check integration gpu bench bench-learner up replay seeds shipped tails results \
 	named-recordings
 
 help:  ## show this list
@@ -68,6 +68,16 @@ seeds: $(WEIGHTS:%=%/manifest.json)  ## the shipped predictor again from SEEDS (
 
 runs/seeds/gru-%/manifest.json: $(LEARNED_FROM) | $(READY)
 	@$(RUN)tidewatch pretrain --cell gru --hidden 64 --seed $* --out $(@D)
+
+SHIPPED := gru-64 lstm-64 gru-32
+
+shipped: $(SHIPPED:%=runs/shipped/%/manifest.json)  ## the three shipped predictors again: runs/shipped, minutes each
+
+runs/shipped/%/manifest.json: $(LEARNED_FROM) | $(READY)
+	@$(RUN)tidewatch pretrain --cell $(word 1,$(subst -, ,$*)) --hidden $(word 2,$(subst -, ,$*)) --seed 1 --out $(@D)
+
+tails: $(READY)  ## pooled tails of the shipped predictors anew, after a change of evidence; half a minute each
+	@for name in gru lstm gru32; do $(RUN)tidewatch pretrain --tails --out models/weights/$$name || exit 1; done
 
 results: named-recordings seeds  ## docs/results.md from labelled recordings, means over the seeds: make results RECORDINGS=FOLDER
 	@$(RUN)tidewatch evaluate "$(RECORDINGS)" --predictor $(WEIGHTS) --json runs/results.json --report runs/results.html \

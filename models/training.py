@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,20 @@ def pretrain(
         pooled=pooled_tails(raw, seed + HELD_OUT, effort),
         manifest=_manifest(cell, hidden, seed, schedule, epoch_losses, evaluate(network, held_out)),
     )
+
+
+def recalibrated(weights: Weights, effort: Effort = FULL_EFFORT) -> Weights:
+    """The same network with pooled tails measured anew: what :func:`pretrain` would give where only evidence changed.
+
+    Raises
+    ------
+    ValueError
+        The manifest does not say which seed the weights were learned from.
+    """
+    seed = weights.manifest.get("seed")
+    if not isinstance(seed, int):
+        raise ValueError("the manifest names no seed: only weights that `tidewatch pretrain` made can be measured anew")
+    return replace(weights, pooled=pooled_tails(weights, seed + HELD_OUT, effort))
 
 
 # ---------------------------------------------------------------- checkpoints

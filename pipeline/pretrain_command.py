@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE
+from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
 from models.training import Progress as Report
-from models.training import Schedule, pretrain
+from models.training import Schedule, pretrain, recalibrated
+from pipeline.errors import ConfigurationError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +27,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=default.epochs, help="passes over the corpus")
     parser.add_argument("--series", type=int, default=default.series, help="generated series")
     parser.add_argument("--length", type=int, default=default.length, help="observations of each series")
+    parser.add_argument(
+        "--tails",
+        action="store_true",
+        help="learn nothing: measure the pooled tails of the weights in --out anew, after a change of evidence",
+    )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pretrain, show progress, save; returns the exit code."""
+    """Pretrain, or only measure tails anew; show progress, save; returns the exit code."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    return _measure_tails(args.out) if args.tails else _pretrain(args)
+
+
+def _measure_tails(folder: Path) -> int:
+    console = Console()
+    try:
+        before = Weights.load(folder)
+        with console.status("measuring pooled tails on generated series (half a minute)"):
+            after = recalibrated(before)
+    except ValueError as exc:
+        raise ConfigurationError(str(exc)) from exc
+    after.save(folder)
+    console.print(f"{folder}: fingerprint {before.fingerprint()} before, {after.fingerprint()} now")
+    return 0
+
+
+def _pretrain(args: argparse.Namespace) -> int:
     schedule = Schedule(series=args.series, length=args.length, epochs=args.epochs)
     console = Console()
     started = time.monotonic()
