@@ -217,9 +217,13 @@ class Engine:
         return numbers
 
     def ended(self, headers: npt.NDArray[np.void], now_ms: int) -> Bool:
-        """Which streams ended so long ago that any later record of theirs starts a fresh row (rule 16)."""
+        """Which streams ended so long ago that any later record of theirs starts a fresh row (rule 16).
+
+        Not those with an open alert: their row is what resolves it, should they ever come back.
+        """
         newest = np.maximum(headers["last_event_ms"], headers["last_record_ms"])
-        return np.asarray(newest + 2000 * self.profile.idle_reset_s < now_ms)
+        is_over = newest + 2000 * self.profile.idle_reset_s < now_ms
+        return np.asarray(is_over & (headers["onset_offset"] < 0))
 
     def release_ended(self, partition: Partition, stream_ids: Sequence[str]) -> list[str]:
         """Streams of these whose saved rows may be deleted; resident ones give up their slots."""

@@ -68,7 +68,8 @@ class Keeper:
         boundaries = {partition: state.next for partition, state in partitions.items()}
         images = {image.partition: image for image in rows.images(boundaries, quota)}
         for partition, boundary in boundaries.items():
-            deletions = self._deletions.pop(partition, [])
+            resident = rows.slots_of.get(partition, {})  # who came back since the sweep is saved, not deleted
+            deletions = [stream for stream in self._deletions.pop(partition, []) if stream not in resident]
             if partition not in images and (everything or deletions):
                 images[partition] = rows.empty_image(partition, boundary)
             if deletions:

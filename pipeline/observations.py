@@ -182,11 +182,17 @@ def _first_of_run(slot: Int64) -> Bool:
 def _begins_anew(
     windows: Windows, slots: Int64, order: Int64, header: npt.NDArray[np.void], idle_reset_ms: int
 ) -> Bool:
-    """Which windows start a fresh row by a control record before them or by a long silence in record time."""
+    """Which windows start a fresh row by a control record before them or by a long silence in record time.
+
+    Record times may run back (a gateway that sends old data): the newest so far counts, in this batch or before it.
+    """
     anew = np.zeros(len(windows), dtype=bool)
     slot, record_ms = slots[order], windows.record_ms[order]
     first = _first_of_run(slot)
     before = np.where(first, header["last_record_ms"][slot], np.roll(record_ms, 1))
+    if (record_ms < before).any():
+        for run in np.split(np.arange(len(slot)), np.flatnonzero(first)[1:]):
+            before[run] = np.maximum.accumulate(before[run])
     control = windows.control[order] != CONTROL_NONE
     after_control = np.roll(control, 1) & ~first
     anew[order] = after_control | ((before >= 0) & (record_ms - before > 2 * idle_reset_ms))

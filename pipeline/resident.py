@@ -31,7 +31,8 @@ _FRESH_HEADER = np.array((0, -1, -1, -1, -1, -1, 0), dtype=HEADER)
 class Image:
     """Rows as they were at a record boundary, to be saved once that boundary is committed (rule 14).
 
-    ``watermark`` is W once these, and all images before them, are saved.
+    ``watermark`` is W once these, and all images before them, are saved. ``deletions`` begin with the streams that were
+    told to be forgotten, which have ``deleted_slots``.
     """
 
     partition: Partition
@@ -42,6 +43,7 @@ class Image:
     headers: npt.NDArray[np.void]
     rows: torch.Tensor
     deletions: list[str]
+    deleted_slots: Int64
     watermark: int
 
 
@@ -236,9 +238,9 @@ class ResidentRows:
     def _image(self, partition: Partition, slots: Int64, boundary: int) -> Image:
         self.first_unsaved[slots] = NO_OFFSET
         self.unsaved_since[slots] = np.inf
-        deletions = self._streams(slots[self.forgotten[slots]])
-        slots = slots[~self.forgotten[slots]]
-        self.in_flight[slots] += 1
+        self.in_flight[slots] += 1  # forgotten ones, too: evicted sooner they would be loaded with the past they lost
+        forgotten = self.forgotten[slots]
+        deleted, slots = slots[forgotten], slots[~forgotten]
         return Image(
             partition,
             self.layout.id,
@@ -247,7 +249,8 @@ class ResidentRows:
             slots,
             self.header[slots].copy(),
             self.rows.read(torch.from_numpy(slots)),
-            deletions,
+            self._streams(deleted),
+            deleted,
             self.watermark(partition, boundary),
         )
 
@@ -256,7 +259,7 @@ class ResidentRows:
         none = np.empty(0, dtype=np.int64)
         rows = torch.empty((0, self.layout.numbers), dtype=torch.float32)
         watermark = self.watermark(partition, boundary)
-        return Image(partition, self.layout.id, self.version, [], none, self.header[none], rows, [], watermark)
+        return Image(partition, self.layout.id, self.version, [], none, self.header[none], rows, [], none, watermark)
 
     def _streams(self, slots: Int64) -> list[str]:
         owners = [self.owner[slot] for slot in slots.tolist()]
@@ -265,7 +268,9 @@ class ResidentRows:
     def confirm_saved(self, image: Image) -> None:
         """The store acknowledged this image: its rows may be evicted once nothing newer is ahead."""
         known = self.slots_of.get(image.partition, {})
-        for stream, slot in zip(image.stream_ids, image.slots.tolist(), strict=True):
+        deleted = image.deletions[: len(image.deleted_slots)]
+        slots = [*image.slots.tolist(), *image.deleted_slots.tolist()]
+        for stream, slot in zip([*image.stream_ids, *deleted], slots, strict=True):
             if known.get(stream) == slot and self.in_flight[slot] > 0:
                 self.in_flight[slot] -= 1
 

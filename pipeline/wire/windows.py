@@ -43,6 +43,7 @@ _MAX_TIME_MS = 253_402_300_799_999
 _MAX_INTERVAL_MS = 1 << 40
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_LONGEST_REASON = 2_000  # a reason quotes its input, and a dead letter has to pass the broker's limit
 _CONTROLS = {"reset": RESET, "forget": FORGET}
 
 # One message on its way into columns: the seven elements of the packed form.
@@ -75,10 +76,10 @@ def decode_many(
             good.append(_decode_span(span, profile, limits))
         except DecodeError as exc:
             if len(span) == 1:
-                record = span[0]
-                dead.append(
-                    DeadLetter(partition, record.offset, record.timestamp, record.key, record.value, reason=str(exc))
-                )
+                record, reason = span[0], str(exc)
+                if len(reason) > _LONGEST_REASON:
+                    reason = f"{reason[:_LONGEST_REASON]} ..."
+                dead.append(DeadLetter(partition, record.offset, record.timestamp, record.key, record.value, reason))
             else:
                 half = len(span) // 2
                 spans += [span[half:], span[:half]]

@@ -10,8 +10,9 @@ import pytest
 from pipeline.errors import StoreAway
 from pipeline.partition import HISTORY_KEPT, from_offset, to_offset, version_at, with_version
 from pipeline.records import VERDICTS, Committed, Partition
+from pipeline.saver import SaveJob
 from pipeline.sources.base import CommittedOffset
-from pipeline.wire import encode_control
+from pipeline.wire import encode_control, encode_packed
 from pipeline.worker import Pace, Worker
 from tests.builders import (
     GROUP,
@@ -221,6 +222,76 @@ def test_streams_that_ended_long_ago_are_deleted_and_active_ones_kept() -> None:
     assert set(world.store.scan(key, 0, 100)[1]) == {"active"}
 
 
+def test_a_stream_that_returns_before_its_row_is_deleted_keeps_it() -> None:
+    """Rule 16: the sweep says what may be deleted at the next commit, and who has come back by then is not over."""
+    world = _world(profile=make_profile(idle_reset_s=3600))
+    world.produce("back", make_series(0, 8))
+    worker = _finished(world)
+    world.clock.advance(1001 * 60)
+    world.produce("other", make_series(1, 8), start_ms=START_MS + 1000 * INTERVAL_MS)
+    world.run(worker)
+    worker._keeper._sweep_due_s = world.clock.monotonic()
+    worker._keeper.sweep(worker.partitions)
+    assert worker._keeper._deletions == {ONE: ["back"]}
+    world.produce("back", make_series(2, 8), start_ms=START_MS + 1001 * INTERVAL_MS)
+    world.run(worker)
+    worker.stop()
+    assert set(world.store.scan(world.store.keys(GROUP)[0], 0, 100)[1]) == {"back", "other"}
+
+
+def test_an_alert_of_a_stream_that_ended_is_resolved_when_it_returns() -> None:
+    """Rule 16: whether a sweep came by in between changes no output."""
+    world = _world(profile=make_profile(idle_reset_s=3600))
+    values = make_series(0, 140, spikes=0)
+    values[135:] += 30.0
+    world.produce("s", values)
+    worker = _finished(world)
+    world.clock.advance(1001 * 60)
+    world.produce("other", make_series(1, 8), start_ms=START_MS + 1000 * INTERVAL_MS)
+    world.run(worker)
+    for _ in range(5):
+        worker.step()
+        world.clock.advance(61)
+    world.produce("s", make_series(2, 8), start_ms=START_MS + 1010 * INTERVAL_MS)
+    world.run(worker)
+    worker.stop()
+    assert [alert.event for alert in world.output().alerts if alert.event != "updated"] == ["opened", "resolved"]
+
+
+def test_a_forgotten_row_is_not_evicted_before_the_store_has_deleted_it() -> None:
+    """Else the stream's next record would find the past that it was told to forget."""
+    world = _world()
+    world.produce("s", make_series(0, 8))
+    worker = _finished(world)
+    world.send("s", encode_control("s", "forget"), START_MS + 8 * INTERVAL_MS)
+    assert worker._keeper.drain(worker.partitions, 5.0)
+    waiting: list[SaveJob] = []
+    worker._keeper.submit = waiting.extend  # type: ignore[method-assign]
+    world.run(worker)
+    (rows,) = worker._engines["p"].tables()
+    slot = rows.slots_of[ONE]["s"]
+    assert any(job.image.deletions == ["s"] for job in waiting)
+    assert rows.in_flight[slot] > 0
+    for job in waiting:
+        rows.confirm_saved(job.image)
+    assert rows.in_flight[slot] == 0
+
+
+def test_record_times_that_run_back_end_no_stream_however_records_are_cut() -> None:
+    """Rule 16: one old record in between (a clock at 1970, a gateway that sends old data) is late, and that is all."""
+
+    def fill(world: World) -> None:
+        world.produce("s", make_series(0, 120))
+        world.send("s", encode_packed("s", np.array([0]), make_series(2, 1)), timestamp_ms=0)
+        world.produce("s", make_series(1, 8), start_ms=START_MS + 120 * INTERVAL_MS)
+
+    cut = Pace(group=GROUP, max_poll_records=1)
+    found, expected = _expected(fill).output(), _expected(fill, pace=cut).output()
+    assert_same_output(found, expected)
+    last = START_MS + 127 * INTERVAL_MS
+    assert VERDICTS[found.verdicts["s", last]] != "warming_up"
+
+
 def test_records_gone_from_the_log_are_said_aloud() -> None:
     """Rule 22: state lost and retention past W: outputs are partial until the stream has warmed up again."""
     world = _world()
@@ -367,6 +438,17 @@ def test_bad_records_go_to_the_dead_letters_and_change_no_neighbour() -> None:
     assert_same_output(found, clean.output(), tolerance=0.0)
     assert len(found.dead_letters) == 10
     assert all(letter.reason for letter in found.dead_letters)
+
+
+def test_a_reason_as_long_as_its_record_fits_a_dead_letter() -> None:
+    """Invariant 6: a letter over the broker's limit could not be written, and its record would be read for ever."""
+    world = _world()
+    world.send("s", json.dumps({"stream_id": "s", "\u0001" * 90_000: 1}).encode())
+    world.send("s", json.dumps({"stream_id": "s", "x" * 500_000: 1}).encode())
+    _finished(world).stop()
+    letters = [record.value for record in world.broker.visible("dead")]
+    assert len(letters) == 2
+    assert max(map(len, letters)) < 900_000
 
 
 def test_late_and_repeated_observations_are_counted_and_not_folded() -> None:
