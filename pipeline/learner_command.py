@@ -18,7 +18,7 @@ import torch
 
 from models.learner import renewed
 from pipeline.clock import SystemClock
-from pipeline.errors import CannotLearnError, ConfigurationError, TransientError
+from pipeline.errors import CannotLearnError, ConfigurationError, OffsetsGone, TransientError
 from pipeline.health import Health
 from pipeline.learning.course import Course, Renew
 from pipeline.learning.learner import Learner, Reading
@@ -65,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
             except TransientError as error:
                 logger.warning("waiting for kafka: %s", error)
                 health.set_ready(False, f"waiting for kafka: {error}")
+                stopping.wait(RETRY_S)
+            except OffsetsGone as error:
+                logger.info("opening again where the log begins now: %s", error)
                 stopping.wait(RETRY_S)
     return 0
 
@@ -125,6 +128,9 @@ def build_learner(
     readers = {topic: opened.enter_context(cluster.reader(topic)) for topic in profiles}
     begins = {topic: reader.at(since) for topic, reader in readers.items()}
     known = bookmark.committed({p: offset for begin in begins.values() for p, offset in begin.items()})
+    known = bookmark.in_log(
+        known, {p: offset for reader in readers.values() for p, offset in reader.beginning().items()}
+    )
     readings = [
         Reading(
             profile,

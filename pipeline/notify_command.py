@@ -17,12 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.clock import SystemClock
-from pipeline.errors import ConfigurationError, TransientError
+from pipeline.errors import ConfigurationError, OffsetsGone, TransientError
 from pipeline.health import Health
 from pipeline.notify.alertmanager import PATH
 from pipeline.notify.choice import Choice
 from pipeline.notify.http import Receiver
-from pipeline.notify.kafka import Bookmark
+from pipeline.notify.kafka import Bookmark, Renewed
 from pipeline.notify.metrics import NotifyMetrics
 from pipeline.notify.notifier import Notifier
 from pipeline.settings import Notify, Settings
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     Raises
     ------
     ConfigurationError
-        No address to tell, or the alerts topic does not exist.
+        No address to tell, the alerts topic does not exist, or it ends before the place that was kept.
     """
     settings = Settings.load(args.settings)
     receiver = build_receiver(settings.notify)
@@ -70,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
             except TransientError as error:
                 logger.warning("waiting for kafka: %s", error)
                 health.set_ready(False, f"waiting for kafka: {error}")
+                stopping.wait(RETRY_S)
+            except OffsetsGone as error:
+                logger.info("opening again where the log begins now: %s", error)
                 stopping.wait(RETRY_S)
     return 0
 
@@ -97,14 +100,22 @@ def _tell(settings: Settings, receiver: Receiver, metrics: NotifyMetrics, health
     with ExitStack() as opened:
         bookmark = opened.enter_context(Bookmark(cluster.options(), group, cluster.call_deadline_s))
         reader = opened.enter_context(cluster.reader(settings.kafka.alerts_topic))
-        begin = bookmark.committed(reader.end())
+        beginning, ends = reader.beginning(), reader.end()
+        begin = bookmark.in_log(bookmark.committed(ends), beginning)
+        for partition, offset in begin.items():
+            if offset > ends[partition]:  # waiting would not help, and what is untold only a person can say
+                raise ConfigurationError(
+                    f"offset {offset} of group {group} lies past the end of {partition}, {ends[partition]}: was the "
+                    "topic made anew? Reset the group's offsets"
+                )
+        place = Renewed(bookmark, begin, clock)
         choice = Choice(notify.events, notify.min_severity)
 
         def wait(seconds: float) -> None:
             health.beat()
             stopping.wait(seconds)
 
-        notifier = Notifier(notify, receiver, choice, bookmark, metrics, clock, wait, lambda: stopping.is_asked)
+        notifier = Notifier(notify, receiver, choice, place, metrics, clock, wait, lambda: stopping.is_asked)
         past = reader.at(Instant(clock.wall_ms() - int(settings.monitor.alerts_lookback_s * 1000)))
         for records in reader.read(past, begin):
             notifier.recall(records)
@@ -114,4 +125,5 @@ def _tell(settings: Settings, receiver: Receiver, metrics: NotifyMetrics, health
                 return
             notifier.take(records)
             notifier.resend()
+            place.renew()
             health.beat()

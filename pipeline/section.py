@@ -41,4 +41,5 @@ TopicNames = Annotated[tuple[Topic, ...], BeforeValidator(listed), Field(min_len
 class Section(BaseModel):
     """A table of the settings file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A validation error is the cause of a ConfigurationError, and its text is in the traceback that --debug shows.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

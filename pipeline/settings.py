@@ -19,13 +19,14 @@ like a shipped one starts from it and overrides only the keys it gives.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from pydantic import (
     BeforeValidator,
@@ -44,8 +45,16 @@ from pipeline.profile import Profile
 from pipeline.section import Names, Section, Topic, listed
 
 PREFIX = "TIDEWATCH_"
-OWN_VARIABLES = {f"{PREFIX}CONFIG", f"{PREFIX}CACHE"}
-"""Variables that set no setting: the settings' own file, and where fetched jars are kept (pipeline/jars.py)."""
+OWN_VARIABLES = {f"{PREFIX}CONFIG", f"{PREFIX}CACHE", f"{PREFIX}IMAGE"}
+"""Variables that set no setting: the settings' own file, where fetched jars are kept (pipeline/jars.py), and the image
+that docker-compose.yml runs."""
+# NAME=VALUE as Kubernetes sets them in every pod for a Service named tidewatch or tidewatch-...:
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+# Without its value <SERVICE>_PORT would also be a setting written with one underscore too few, TIDEWATCH_HTTP_PORT.
+_OF_A_KUBERNETES_SERVICE = re.compile(
+    rf"{PREFIX[:-1]}(_[A-Z0-9]+)*_"
+    r"(SERVICE_HOST=|SERVICE_PORT(_[A-Z0-9]+)*=|PORT=(tcp|udp|sctp)://|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=)"
+)
 PLAIN_VARIABLES = {"KAFKA_BOOTSTRAP_SERVERS": ("kafka", "bootstrap_servers"), "REDIS_URL": ("redis", "url")}
 # Each may be given as <key>_file as well: the path of a file that holds it.
 SECRETS = (
@@ -185,6 +194,7 @@ class Redis(Section):
     def _scheme(cls, url: SecretStr) -> SecretStr:
         if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        _host(url.get_secret_value())
         return url
 
     @model_validator(mode="after")
@@ -307,7 +317,8 @@ class Notify(Section):
     kind
         ``webhook``: every event as one POST of the alert's JSON; ``alertmanager``: Alertmanager's API, version 2.
     url
-        Where to; secret, because webhooks carry their token in it.
+        Where to; secret, because webhooks carry their token in it. Whitespace around it and around the token is
+        dropped.
     token
         Sent as ``Authorization: Bearer``.
     events, min_severity
@@ -329,13 +340,25 @@ class Notify(Section):
     deadline_s: PositiveFloat = 600.0
     resend_s: PositiveFloat = 60.0
 
+    @field_validator("url", "token")
+    @classmethod
+    def _sendable(cls, secret: SecretStr | None) -> SecretStr | None:
+        text = "" if secret is None else secret.get_secret_value().strip()
+        if not text:  # a variable of a compose file that was not set
+            return None
+        if not all("!" <= letter <= "~" for letter in text):
+            raise ValueError("must be ASCII without spaces or control characters inside")
+        return SecretStr(text)
+
     @field_validator("url")
     @classmethod
     def _http(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is None or not url.get_secret_value():  # a variable of a compose file that was not set
+        if url is None:
             return None
         if not url.get_secret_value().startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
+        if not _host(url.get_secret_value()):
+            raise ValueError("names no host")
         return url
 
 
@@ -508,6 +531,16 @@ def heard_variables() -> tuple[str, ...]:
     return tuple(name for name in os.environ if name.upper().startswith(PREFIX) or name in PLAIN_VARIABLES)
 
 
+def _host(url: str) -> str | None:
+    """The host of a secret URL, refused where it cannot be parsed: the parser's own text repeats a piece of it."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # parsed only now
+        return parts.hostname
+    except ValueError:
+        raise ValueError("host or port cannot be read; / ? # in a password are written %2F %3F %23") from None
+
+
 def _shipped(name: str) -> dict[str, Any]:
     text = (resources.files("pipeline") / "profiles" / f"{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
@@ -576,9 +609,10 @@ def _plain_environment() -> dict[str, Any]:
 def _refuse_unknown_variables(sections: set[str]) -> None:
     unknown = sorted(
         name
-        for name in os.environ
+        for name, value in os.environ.items()
         if name.upper().startswith(PREFIX)
         and name.upper() not in OWN_VARIABLES
+        and not _OF_A_KUBERNETES_SERVICE.match(f"{name}={value}")
         and name[len(PREFIX) :].lower().split("__")[0] not in sections
     )
     if unknown:
@@ -592,8 +626,13 @@ def _complaints(error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"]) or "(whole)"
         message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
+        is_unknown = item["type"] == "extra_forbidden"
+        is_secret = tuple(part for part in item["loc"] if isinstance(part, str)) in SECRETS
+        if is_unknown:
             message = "unknown key"
-        # Only numbers and words are shown back: texts may hold secrets, tables are long.
-        shown = f" (got {item['input']!r})" if isinstance(item["input"], int | float) else ""
-        yield f"  {place}: {message}{shown}"
+        elif is_secret and item["type"] == "string_type":
+            message += "; put it in quotes"
+        # Only numbers and words are shown back: texts may hold secrets, tables are long. Nor is the number that stands
+        # for a secret, or under an unknown key, which may be a secret's with a typing error.
+        is_shown = isinstance(item["input"], int | float) and not is_secret and not is_unknown
+        yield f"  {place}: {message}" + (f" (got {item['input']!r})" if is_shown else "")

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from pipeline.errors import BrokerAway
 from pipeline.records import Partition
@@ -56,6 +56,13 @@ def produce(bootstrap: str, topic: str, values: Iterable[bytes], partition: int 
         producer.send(topic, value=value, key=b"k", partition=partition)
     producer.flush()
     producer.close()
+
+
+def forget(bootstrap: str, partition: Partition, before: int) -> None:
+    """Delete what lies before an offset, as retention does."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.delete_records({TopicPartition(*partition): before})
+    admin.close()
 
 
 def visible(bootstrap: str, topic: str) -> list[bytes]:

@@ -6,14 +6,22 @@ membership. A second process of the same group would tell everything twice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Self
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 
+from pipeline.clock import Clock
 from pipeline.kafka import connect, mapped
+from pipeline.notify.notifier import Progress
 from pipeline.records import Partition
+
+logger = logging.getLogger(__name__)
+
+RENEW_S = 86_400.0
+"""A broker forgets what a group without members has not committed for offsets.retention.minutes, by default a week."""
 
 
 class Bookmark:
@@ -54,6 +62,20 @@ class Bookmark:
             found[partition] = end if offset is None else int(offset)
         return found
 
+    def in_log(self, positions: Mapping[Partition, int], beginning: Mapping[Partition, int]) -> dict[Partition, int]:
+        """Positions, none below the beginning of the log; what is passed over is said once, and committed."""
+        for partition, offset in positions.items():
+            first = beginning[partition]
+            if offset < first:
+                # At most: markers of transactions take offsets too.
+                logger.warning(
+                    "at most %d records passed over, no longer in the log: topic=%s partition=%d",
+                    first - offset,
+                    *partition,
+                )
+                self.commit(partition, first)
+        return {partition: max(offset, beginning[partition]) for partition, offset in positions.items()}
+
     def commit(self, partition: Partition, next_offset: int) -> None:
         """Everything before ``next_offset`` is done with."""
         try:
@@ -62,3 +84,36 @@ class Bookmark:
             )
         except kafka_errors.KafkaError as exc:
             raise mapped(exc, f"commit of {partition}") from exc
+
+
+class Renewed:
+    """Progress that is committed again at the start and once a day, so that a quiet partition's is not forgotten.
+
+    Parameters
+    ----------
+    positions
+        Where each partition is read from.
+
+    Raises
+    ------
+    BrokerAway
+        From every call, as ``progress`` does; nothing is noted then.
+    """
+
+    def __init__(self, progress: Progress, positions: Mapping[Partition, int], clock: Clock) -> None:
+        self._progress, self._positions, self._clock = progress, dict(positions), clock
+        self._due_s = clock.monotonic()
+
+    def commit(self, partition: Partition, next_offset: int) -> None:
+        """Everything before ``next_offset`` is done with."""
+        self._progress.commit(partition, next_offset)
+        self._positions[partition] = next_offset
+        self.renew()  # a receiver that is away can hold one batch up for days
+
+    def renew(self) -> None:
+        """Commit all positions again where a day has passed."""
+        if self._clock.monotonic() < self._due_s:
+            return
+        for partition, offset in self._positions.items():
+            self._progress.commit(partition, offset)
+        self._due_s = self._clock.monotonic() + RENEW_S

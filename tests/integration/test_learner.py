@@ -25,6 +25,8 @@ from pipeline.learner_command import build_courses, build_learner
 from pipeline.learning.course import Course, Renew
 from pipeline.learning.learner import Learner
 from pipeline.learning.metrics import LearnerMetrics
+from pipeline.notify.kafka import Bookmark
+from pipeline.records import Partition
 from pipeline.registry import Decision, Registry
 from pipeline.servers import create_topics
 from pipeline.settings import Engine, Kafka, Redis, Settings
@@ -35,7 +37,7 @@ from pipeline.wire import decode_scores, encode_packed
 from pipeline.wiring import build_worker
 from pipeline.worker import Worker
 from tests.builders import START_MS, make_profile
-from tests.real_kafka import unique, until, visible
+from tests.real_kafka import forget, produce, unique, until, visible
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -268,3 +270,23 @@ def test_a_fault_that_lasts_a_day_is_not_learned(
         over = live(5, is_faulty=False)
         assert rig.course.status().closed == 0
         assert all(now > then for now, then in zip(over, again, strict=True)), "healthy streams teach again"
+
+
+def test_a_learner_whose_place_left_the_log_goes_on_at_its_beginning(
+    kafka_bootstrap: str, redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was down for longer than the topic keeps records: a gap in a sample, and no reason to end."""
+    rig = Rig(kafka_bootstrap, redis_url, tmp_path)
+    cluster, place, group = Cluster(kafka_bootstrap), Partition(rig.input, 0), f"{rig.settings.kafka.group}-learner"
+    with Bookmark(cluster.options(), group, cluster.call_deadline_s) as bookmark:
+        bookmark.commit(place, 1)
+    times = START_MS + INTERVAL_MS * np.arange(LENGTH)
+    produce(kafka_bootstrap, rig.input, [encode_packed("s", times, np.zeros((LENGTH, 1), np.float32))] * 5)
+    forget(kafka_bootstrap, place, 3)
+    with ExitStack() as opened:
+        learner = build_learner(rig.settings, cluster, build_courses(rig.settings, cluster), LearnerMetrics(), opened)
+        until(lambda: learner.step() > 0)
+        learner.stop()
+    assert cluster.committed(group)[place].offset == 5
+    [warning] = [message for message in caplog.messages if "no longer in the log" in message]
+    assert warning == f"at most 2 records passed over, no longer in the log: topic={rig.input} partition=0"

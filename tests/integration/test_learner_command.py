@@ -19,12 +19,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.__main__ import main
+from pipeline.records import Partition
 from pipeline.registry import Registry
 from pipeline.servers import create_topics
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import decode_scores, encode_packed
 from tests.builders import START_MS
-from tests.real_kafka import unique, visible
+from tests.real_kafka import forget, unique, visible
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(400)]
 
@@ -115,6 +116,12 @@ class Site:
 
     def live(self) -> None:
         """The next stretch of every stream; returns when the learner, which reads all of them, has judged it."""
+        self.write()
+        wanted = STREAMS * self.at // LENGTH
+        self.until(lambda: sum(self.judged().values()) >= wanted, f"{wanted} stretches judged")
+
+    def write(self) -> None:
+        """The next stretch of every stream, for nobody in particular."""
         times = START_MS + INTERVAL_MS * np.arange(self.at, self.at + LENGTH)
         noise = np.random.default_rng(self.at).standard_normal((STREAMS, LENGTH))
         waves = np.sin(2 * np.pi * times / INTERVAL_MS / 24 + np.arange(STREAMS)[:, None]) + 0.1 * noise
@@ -124,8 +131,6 @@ class Site:
                 feeder.send(f"{self.name}-in", f"s{number}".encode(), value)
             feeder.flush()
         self.at += LENGTH
-        wanted = STREAMS * self.at // LENGTH
-        self.until(lambda: sum(self.judged().values()) >= wanted, f"{wanted} stretches judged")
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Ask again until it holds; conditions ask a server, so this does not spin."""
@@ -170,6 +175,25 @@ def test_the_commands_learn_promote_and_go_on_after_a_restart(
     parent, _ = site.registry.load("p", str(promoted.parent))
     assert not np.array_equal(weights.P0.numpy(), parent.P0.numpy())
     assert weights.pooled != parent.pooled
+
+
+def test_a_learner_overtaken_by_retention_goes_on(kafka_bootstrap: str, redis_url: str, tmp_path: Path) -> None:
+    """It has one core at most, and may fall behind; what it did not get to see is a gap in a sample."""
+    site = Site(tmp_path, kafka_bootstrap, redis_url)
+    with site.running("learner", site.port) as process:
+        site.until(lambda: bool(site.judged()), "the learner")
+        site.live()
+        process.send_signal(signal.SIGSTOP)
+        site.write()  # a fetch under way may bring some of it
+        site.write()
+        forget(site.kafka, Partition(f"{site.name}-in", 0), 3 * STREAMS)
+        process.send_signal(signal.SIGCONT)
+        log = tmp_path / "learner.log"
+        site.until(lambda: "no longer in the log" in log.read_text() or process.poll() is not None, "the gap")
+        assert process.poll() is None, log.read_text()
+        seen = sum(site.judged().values())
+        site.write()
+        site.until(lambda: sum(site.judged().values()) > seen, "what came since")
 
 
 def test_bench_measures_a_worker_with_and_without_a_learner(capsys: pytest.CaptureFixture[str]) -> None:

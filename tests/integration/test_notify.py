@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BrokerAway
-from pipeline.records import Alert
+from pipeline.notify.kafka import Bookmark
+from pipeline.records import Alert, Partition
 from pipeline.servers import create_topics
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import encode_alert
 from tests.alerts import make_alert
 from tests.hook import Hook, Post
-from tests.real_kafka import unique, until
+from tests.real_kafka import forget, unique, until
 
 pytestmark = pytest.mark.integration
 
@@ -31,7 +32,7 @@ class Rig:
 
     def __init__(self, bootstrap: str, folder: Path) -> None:
         self.bootstrap, self.folder = bootstrap, folder
-        self.topic, self.group = unique("alerts"), unique("g")
+        self.topic, self.group, self.said = unique("alerts"), unique("g"), ""
         create_topics(bootstrap, {self.topic: 1})
 
     def write(self, *alerts: Alert) -> None:
@@ -40,6 +41,16 @@ class Rig:
             for alert in alerts:
                 feeder.send(self.topic, alert.stream_id.encode(), encode_alert(alert))
             feeder.flush()
+
+    def forget(self, before: int) -> None:
+        """Let retention take what lies before an offset."""
+        forget(self.bootstrap, Partition(self.topic, 0), before)
+
+    def commit(self, offset: int) -> None:
+        """Place the group's bookmark."""
+        cluster = Cluster(self.bootstrap)
+        with Bookmark(cluster.options(), f"{self.group}-notify", cluster.call_deadline_s) as bookmark:
+            bookmark.commit(Partition(self.topic, 0), offset)
 
     def is_begun(self) -> bool:
         """Whether a notifier has marked its place."""
@@ -69,8 +80,8 @@ class Rig:
         finally:
             process.kill()
             process.wait()
-            said = log.read_text()
-            assert "s3cret" not in said, "the webhook's token is a secret"
+            self.said = log.read_text()
+            assert "s3cret" not in self.said, "the webhook's token is a secret"
 
 
 def told(posts: Sequence[Post]) -> list[tuple[str, str]]:
@@ -104,3 +115,46 @@ def test_every_event_is_told_although_receiver_and_notifier_fail(kafka_bootstrap
     keys = [post.headers["Idempotency-Key"] for post in posts]
     assert keys[0] == keys[1] == keys[2], "whoever hears a repetition must know it for one"
     assert len(set(keys)) == len(events)
+
+
+@pytest.mark.slow
+def test_alerts_that_left_the_log_are_counted_and_the_next_one_is_told(kafka_bootstrap: str, tmp_path: Path) -> None:
+    """A notifier that was down for longer than the topic keeps alerts would otherwise end at every start."""
+    rig = Rig(kafka_bootstrap, tmp_path)
+    rig.commit(0)
+    rig.write(*(make_alert(alert_id=name, stream_id=name) for name in ("a", "b", "c")))
+    rig.forget(2)
+    with Hook() as hook, rig.notifier(hook.url) as process:
+        assert told(hook.wait(1)) == [("c", "opened")]
+        process.terminate()
+        assert process.wait(20) == 0
+    [warning] = [line for line in rig.said.splitlines() if "no longer in the log" in line]
+    assert f"at most 2 records passed over, no longer in the log: topic={rig.topic} partition=0" in warning
+
+
+@pytest.mark.slow
+def test_a_notifier_overtaken_by_retention_goes_on(kafka_bootstrap: str, tmp_path: Path) -> None:
+    """A receiver that takes its time can hold a notifier back for days; alerts of today still have to be told."""
+    rig = Rig(kafka_bootstrap, tmp_path)
+    with Hook() as hook, rig.notifier(hook.url) as process:
+        until(rig.is_begun)
+        process.send_signal(signal.SIGSTOP)
+        for name in ("a", "b", "c"):  # a fetch under way may bring the first one
+            rig.write(make_alert(alert_id=name, stream_id=name))
+        rig.forget(2)
+        process.send_signal(signal.SIGCONT)
+        until(lambda: ("c", "opened") in told(hook.posts) or process.poll() is not None)
+        assert ("b", "opened") not in told(hook.posts)
+        process.terminate()
+        assert process.wait(20) == 0
+    assert "no longer in the log" in rig.said
+
+
+@pytest.mark.slow
+def test_a_place_past_the_end_of_the_topic_is_refused(kafka_bootstrap: str, tmp_path: Path) -> None:
+    """The topic was made anew: which of its alerts are untold only a person can say, and waiting helps nobody."""
+    rig = Rig(kafka_bootstrap, tmp_path)
+    rig.commit(9)
+    with Hook() as hook, rig.notifier(hook.url) as process:
+        assert process.wait(20) == 2
+    assert f"offset 9 of group {rig.group}-notify lies past the end" in rig.said

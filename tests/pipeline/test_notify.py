@@ -162,6 +162,33 @@ def test_the_token_is_sent_and_never_shown() -> None:
     assert "s3cret" not in repr(Notify(url=hook.url))
 
 
+@pytest.mark.parametrize(
+    ("path", "token"),
+    [
+        ("/services/s3cret x", "t"),
+        ("/services/s3cret\x01", "t"),
+        ("/services/s3cret\u00e9", "t"),
+        ("/", "s3cret\n"),
+        ("/", "s3cret\u20ac"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_by_the_name_of_the_error_alone(path: str, token: str) -> None:
+    """http.client's errors repeat the URL or the header; the reason is logged, an exception is a traceback."""
+    with Hook() as hook:
+        receiver = Receiver(hook.url.partition("/hook")[0] + path, {"Authorization": f"Bearer {token}"}, 5)
+        answer = receiver.post(b"{}", {})
+        assert hook.posts == []
+    assert answer.result == "refused"
+    assert "s3cret" not in answer.reason
+    assert answer.reason.startswith(("InvalidURL", "ValueError", "UnicodeEncodeError"))
+
+
+def test_a_receiver_may_be_named_by_an_ipv6_address() -> None:
+    """http.client takes the last group of a bare address for a port, or ends the notifier with InvalidURL."""
+    answer = Receiver("http://[::ffff:ffff]/hook", {}, 0.2).post(b"{}", {})
+    assert "InvalidURL" not in answer.reason
+
+
 def test_nobody_to_tell_is_said() -> None:
     """A notifier without an address would be silent for ever."""
     with pytest.raises(ConfigurationError, match=r"notify\.url"):

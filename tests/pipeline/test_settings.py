@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile, alarm_every_s
-from pipeline.settings import Settings
+from pipeline.settings import SECRETS, Settings
 
 WriteToml = Callable[[str], Path]
 WEEK_S = 604_800.0
@@ -69,10 +70,37 @@ def test_file_may_be_named_by_the_environment(toml: WriteToml, monkeypatch: pyte
     assert Settings.load().http.port == 0
 
 
-def test_folder_of_fetched_jars_is_no_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded Kafka reads this variable (pipeline/jars.py); a worker beside it must not refuse to start."""
-    monkeypatch.setenv("TIDEWATCH_CACHE", "/var/cache/tidewatch")
-    assert Settings.load().engine.device == "auto"
+@pytest.mark.parametrize("name", ["TIDEWATCH_CACHE", "TIDEWATCH_IMAGE"])
+def test_variables_of_the_jars_and_of_compose_are_no_unknown_settings(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """pipeline/jars.py and docker-compose.yml read these; a command in the same shell must not refuse to start."""
+    monkeypatch.setenv(name, "tidewatch:0.1.0-cuda")
+    assert Settings.load() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TIDEWATCH_SERVICE_HOST", "10.0.0.1"),
+        ("TIDEWATCH_SERVICE_PORT", "9464"),
+        ("TIDEWATCH_SERVICE_PORT_HTTP_METRICS", "9464"),
+        ("TIDEWATCH_PORT", "tcp://10.0.0.1:9464"),
+        ("TIDEWATCH_PORT_9464_TCP", "tcp://10.0.0.1:9464"),
+        ("TIDEWATCH_PORT_9464_TCP_PROTO", "tcp"),
+        ("TIDEWATCH_PORT_9464_TCP_PORT", "9464"),
+        ("TIDEWATCH_PORT_9464_TCP_ADDR", "10.0.0.1"),
+        ("TIDEWATCH_WORKER_SERVICE_HOST", "10.0.0.1"),
+        ("TIDEWATCH_HTTP_PORT", "tcp://10.0.0.1:80"),
+        ("TIDEWATCH_WORKER_2_PORT_53_UDP", "udp://10.0.0.1:53"),
+    ],
+)
+def test_variables_that_kubernetes_makes_for_services_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """A Service named tidewatch or tidewatch-... puts them into every pod of its namespace."""
+    monkeypatch.setenv(name, value)
+    assert Settings.load() == Settings()
 
 
 def test_profile_named_like_a_shipped_one_overrides_only_the_keys_given(toml: WriteToml) -> None:
@@ -156,6 +184,12 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         ("TIDEWATCH_KAFAK__GROUP", "x", "TIDEWATCH_KAFAK__GROUP"),
         ("TIDEWATCH_KAFKA_GROUP", "x", "TIDEWATCH_KAFKA_GROUP"),
         ("TIDEWATCH_KAFKA__GRUOP", "x", "kafka.gruop: unknown key"),
+        ("TIDEWATCH_HTTP_PORT", "9465", "TIDEWATCH_HTTP_PORT set no setting"),
+        ("TIDEWATCH_WORKER__SERVICE_HOST", "10.0.0.1", "TIDEWATCH_WORKER__SERVICE_HOST set no setting"),
+        ("TIDEWATCH_SERVICE_PORT__HTTP", "9464", "TIDEWATCH_SERVICE_PORT__HTTP set no setting"),
+        ("TIDEWATCH_HTTP__SERVICE_HOST", "10.0.0.1", "http.service_host: unknown key"),
+        ("TIDEWATCH_SERVICE_HOSTS", "10.0.0.1", "TIDEWATCH_SERVICE_HOSTS set no setting"),
+        ("TIDEWATCH_PORT_X_TCP", "tcp://10.0.0.1:9464", "TIDEWATCH_PORT_X_TCP set no setting"),
         ("TIDEWATCH_HTTP__PORT", "many", "http.port"),
         ("TIDEWATCH_PROFILES__SENSOR__GROUPS", '{"a', "profiles.sensor.groups"),
     ],
@@ -176,6 +210,63 @@ def test_secrets_are_not_shown(toml: WriteToml) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load(toml("[redis]\nurl = ':hush@localhost'\n[kafka.security]\npassword = ['hush']\n"))
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", SECRETS, ids=".".join)
+def test_digits_of_a_secret_without_quotes_are_not_shown(toml: WriteToml, place: tuple[str, ...]) -> None:
+    """A password of digits is a number to TOML; the message must say how to write it, not what it is."""
+    *sections, key = place
+    path = toml(f"[{'.'.join(sections)}]\n{key} = 123456789\n")
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(path)
+    assert f"{'.'.join(place)}: Input should be a valid string; put it in quotes" in str(caught.value)
+    assert "123456789" not in str(caught.value)
+    assert "123456789" not in "".join(traceback.format_exception(caught.value)), "--debug shows the traceback"
+
+
+def test_what_an_unknown_key_holds_is_not_shown(toml: WriteToml) -> None:
+    """It may be a secret's key with a typing error."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(toml("[redis]\npasswrd = 123456789\n"))
+    assert "redis.passwrd: unknown key" in str(caught.value)
+    assert "123456789" not in str(caught.value)
+
+
+def test_whitespace_around_what_notify_sends_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Kubernetes secret made with echo ends in a newline; a compose file's unset variable is empty."""
+    monkeypatch.setenv("TIDEWATCH_NOTIFY__URL", " https://hooks.example/T000/hush\r\n")
+    monkeypatch.setenv("TIDEWATCH_NOTIFY__TOKEN", "hush\n")
+    notify = Settings.load().notify
+    assert notify.url is not None
+    assert notify.token is not None
+    assert notify.url.get_secret_value() == "https://hooks.example/T000/hush"
+    assert notify.token.get_secret_value() == "hush"
+    monkeypatch.setenv("TIDEWATCH_NOTIFY__TOKEN", "\n")
+    assert Settings.load().notify.token is None
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "reason"),
+    [
+        ("notify", "url", "https://hooks.example/hush x", "must be ASCII without spaces"),
+        ("notify", "url", "https://hooks.example/hu\nsh", "must be ASCII without spaces"),
+        ("notify", "url", "https://hooks.example/hush\x7f", "must be ASCII without spaces"),
+        ("notify", "url", "https://hooks.example/hush\u00e9", "must be ASCII without spaces"),
+        ("notify", "url", "https://user:hush/x", "host or port cannot be read"),
+        ("notify", "url", "https:///hush", "names no host"),
+        ("notify", "token", "hush hush", "must be ASCII without spaces"),
+        ("notify", "token", "hush\x00", "must be ASCII without spaces"),
+        ("notify", "token", "hush\u20ac", "must be ASCII without spaces"),
+        ("redis", "url", "redis://:hush/x@localhost/0", "host or port cannot be read"),
+    ],
+)
+def test_secrets_that_no_client_can_send_are_refused_unseen(section: str, key: str, value: str, reason: str) -> None:
+    """The clients would refuse them later, in texts that repeat them."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(overrides={section: {key: value}})
+    assert f"{section}.{key}: {reason}" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "hush" not in "".join(traceback.format_exception(caught.value)), "--debug shows the traceback"
 
 
 @pytest.mark.parametrize(
