@@ -219,11 +219,11 @@ class Engine:
     def ended(self, headers: npt.NDArray[np.void], now_ms: int) -> Bool:
         """Which streams ended so long ago that any later record of theirs starts a fresh row (rule 16).
 
-        Not those with an open alert: their row is what resolves it, should they ever come back.
+        Those with an open alert are kept ten times as long: their row is what resolves it, should they come back.
         """
         newest = np.maximum(headers["last_event_ms"], headers["last_record_ms"])
-        is_over = newest + 2000 * self.profile.idle_reset_s < now_ms
-        return np.asarray(is_over & (headers["onset_offset"] < 0))
+        kept_ms = np.where(headers["onset_offset"] >= 0, 20_000, 2_000) * self.profile.idle_reset_s
+        return np.asarray(newest + kept_ms < now_ms)
 
     def release_ended(self, partition: Partition, stream_ids: Sequence[str]) -> list[str]:
         """Streams of these whose saved rows may be deleted; resident ones give up their slots."""

@@ -258,6 +258,23 @@ def test_an_alert_of_a_stream_that_ended_is_resolved_when_it_returns() -> None:
     assert [alert.event for alert in world.output().alerts if alert.event != "updated"] == ["opened", "resolved"]
 
 
+def test_a_stream_that_ended_with_an_open_alert_is_deleted_in_the_end() -> None:
+    """Invariant 7: containers that die in an incident never come back, and their names are new each time."""
+    world = _world(profile=make_profile(idle_reset_s=3600))
+    values = make_series(0, 140, spikes=0)
+    values[135:] += 30.0
+    world.produce("s", values)
+    worker = _finished(world)
+    world.clock.advance(2001 * 60)
+    world.produce("other", make_series(1, 8), start_ms=START_MS + 2000 * INTERVAL_MS)
+    world.run(worker)
+    for _ in range(5):
+        worker.step()
+        world.clock.advance(61)
+    worker.stop()
+    assert set(world.store.scan(world.store.keys(GROUP)[0], 0, 100)[1]) == {"other"}
+
+
 def test_a_forgotten_row_is_not_evicted_before_the_store_has_deleted_it() -> None:
     """Else the stream's next record would find the past that it was told to forget."""
     world = _world()
