@@ -13,8 +13,8 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-learning test test-long check integration gpu bench bench-learner up replay seeds shipped tails results \
-	named-recordings
+.PHONY: help setup demo demo-learning test test-long check integration gpu bench bench-learner up replay seeds \
+	shipped tails results named-recordings
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,8 +76,9 @@ shipped: $(SHIPPED:%=runs/shipped/%/manifest.json)  ## the three shipped predict
 runs/shipped/%/manifest.json: $(LEARNED_FROM) | $(READY)
 	@$(RUN)tidewatch pretrain --cell $(word 1,$(subst -, ,$*)) --hidden $(word 2,$(subst -, ,$*)) --seed 1 --out $(@D)
 
-tails: $(READY)  ## pooled tails of the shipped predictors anew, after a change of evidence; half a minute each
-	@for name in gru lstm gru32; do $(RUN)tidewatch pretrain --tails --out models/weights/$$name || exit 1; done
+tails: $(READY)  ## pooled tails of shipped predictors and seeds anew, after a change of evidence; half a minute each
+	@for folder in $(dir $(wildcard models/weights/*/manifest.json runs/seeds/*/manifest.json)); do \
+		$(RUN)tidewatch pretrain --tails --out $$folder || exit 1; done
 
 results: named-recordings seeds  ## docs/results.md from labelled recordings, means over the seeds: make results RECORDINGS=FOLDER
 	@$(RUN)tidewatch evaluate "$(RECORDINGS)" --predictor $(WEIGHTS) --json runs/results.json --report runs/results.html \

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -160,15 +159,13 @@ def lay_out(
     first = _first_of_run(slot)
     reset = _begins_anew(windows, slots, order, header, idle_reset_ms)[window] & (index == 0)
     reset |= first & (header["last_event_ms"][slot] < 0)
-    before = np.where(first, header["last_event_ms"][slot], np.roll(times, 1))
-    on_time = times > np.where(reset, -1, before)
+    on_time = times > _newest_before(times, first | reset, np.where(reset, -1, header["last_event_ms"][slot]))
     if not on_time.all():
-        on_time = _on_time(times, first, reset, header["last_event_ms"][slot])
         late = np.flatnonzero(~on_time)
         kept = np.delete(np.arange(len(times)), late)
         window, slot, index, times, reset, source = (a[kept] for a in (window, slot, index, times, reset, source))
         first = _first_of_run(slot)
-        before = np.where(first, header["last_event_ms"][slot], np.roll(times, 1))
+    before = np.where(first, header["last_event_ms"][slot], np.roll(times, 1))
     fresh = reset | ((before >= 0) & (times - before > idle_reset_ms))
     return Observations(window, slot, index, times, windows.values[source], fresh, int((~on_time).sum()))
 
@@ -189,25 +186,23 @@ def _begins_anew(
     anew = np.zeros(len(windows), dtype=bool)
     slot, record_ms = slots[order], windows.record_ms[order]
     first = _first_of_run(slot)
-    before = np.where(first, header["last_record_ms"][slot], np.roll(record_ms, 1))
-    if (record_ms < before).any():
-        for run in np.split(np.arange(len(slot)), np.flatnonzero(first)[1:]):
-            before[run] = np.maximum.accumulate(before[run])
+    before = _newest_before(record_ms, first, header["last_record_ms"][slot])
     control = windows.control[order] != CONTROL_NONE
     after_control = np.roll(control, 1) & ~first
     anew[order] = after_control | ((before >= 0) & (record_ms - before > 2 * idle_reset_ms))
     return anew
 
 
-def _on_time(times: Int64, first: Bool, reset: Bool, last_event_ms: Int64) -> Bool:
-    """Which observations are later than every earlier one of their stream (rare path: some are not)."""
-    on_time = np.ones(len(times), dtype=bool)
-    bounds = [*np.flatnonzero(first | reset).tolist(), len(times)]
-    for begin, end in pairwise(bounds):
-        floor = -1 if reset[begin] else int(last_event_ms[begin])
-        newest = np.maximum.accumulate(np.concatenate([[floor], times[begin:end]]))
-        on_time[begin:end] = times[begin:end] > newest[:-1]
-    return on_time
+def _newest_before(times: Int64, begins: Bool, floor: Int64) -> Int64:
+    """The newest time before each in its run; ``floor`` where a run begins."""
+    before = np.where(begins, floor, np.roll(times, 1))
+    back = times < before
+    if back.any():  # rare, and only the runs concerned cost anything
+        bounds = np.append(np.flatnonzero(begins), len(times))
+        for run in np.unique(np.cumsum(begins)[back]).tolist():
+            part = slice(bounds[run - 1], bounds[run])
+            before[part] = np.maximum.accumulate(before[part])
+    return before
 
 
 def turns(batch: Observations) -> Iterator[Turn]:
