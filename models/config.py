@@ -65,7 +65,7 @@ class FoldConfig:
     idle_reset_s
         A gap longer than this between two observations of a stream starts a fresh row.
     clock
-        Whether event times are clock times (UTC), so that time-of-day seasonal memory means something.
+        Whether event times are clock times (UTC), so that times of day and week mean something.
     light
         The narrow row: no fast weights, no seasonal memory, gate on the frozen forecast.
     record_weight_p

@@ -26,13 +26,17 @@ FEWEST = 64
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One recorded stream: ``times_ms`` (T,) increasing, ``values`` (T, F) with NaN where missing."""
+    """One recorded stream: ``times_ms`` (T,) increasing, ``values`` (T, F) with NaN where missing.
+
+    ``has_clock`` and ``has_week``: what the rows of its profile remember of times.
+    """
 
     name: str
     times_ms: Tensor
     values: Tensor
     interval_s: float | None
     has_clock: bool
+    has_week: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +115,10 @@ def course_of(streams: Sequence[Series], scope: Scope, plan: Plan = Plan()) -> C
 def _seen(streams: Sequence[Series]) -> list[Lessons]:
     """Each stream as ``(T, F, …)`` lessons; streams of equal interval are folded side by side."""
     made: dict[int, Lessons] = {}
-    kinds: dict[tuple[float | None, bool], list[int]] = {}
+    kinds: dict[tuple[float | None, bool, bool], list[int]] = {}
     for number, stream in enumerate(streams):
-        kinds.setdefault((stream.interval_s, stream.has_clock), []).append(number)
-    for (interval_s, has_clock), numbers in kinds.items():
+        kinds.setdefault((stream.interval_s, stream.has_clock, stream.has_week), []).append(number)
+    for (interval_s, has_clock, has_week), numbers in kinds.items():
         group = [streams[number] for number in numbers]
         longest, features = max(len(s.times_ms) for s in group), group[0].values.shape[1]
         x = torch.full((longest, len(group), features), torch.nan)
@@ -128,7 +132,7 @@ def _seen(streams: Sequence[Series]) -> list[Lessons]:
                 after_gap[1:length, column] = stream.times_ms.diff() > GAP_INTERVALS * 1000 * interval_s
         known = interval_s if has_clock else None
         wide = times_ms.repeat_interleave(features, 1), after_gap.repeat_interleave(features, 1)
-        folded = window_inputs(x.flatten(1), None if known is None else wide[0], known, wide[1])
+        folded = window_inputs(x.flatten(1), None if known is None else wide[0], known, wide[1], has_week)
         inputs = folded.inputs.reshape(longest, len(group), features, INPUTS)
         mean, sigma = folded.mean.view_as(x), folded.sigma.clone().view_as(x)
         sigma[:FIRST_TARGET] = torch.nan

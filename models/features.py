@@ -1,4 +1,4 @@
-"""What a predictor sees of a value: normaliser, time-of-day memory and the twelve inputs (recipe.md, steps 1 to 3).
+"""What a predictor sees of a value: normaliser, memory of times, the twelve inputs (recipe.md, steps 1 to 3).
 
 All functions take one observation of R feature rows at once. A statistic is one ``(R,)`` vector and moves in place; a
 missing value has weight 0 in :class:`Moves`, so that no statistic moves on its stand-in.
@@ -20,6 +20,12 @@ INPUTS = 12
 BINS = 48
 DAY_MS = 86_400_000
 BIN_MS = DAY_MS // BINS
+WEEK_BINS = 84
+WEEK_MS = 7 * DAY_MS
+WEEK_BIN_MS = WEEK_MS // WEEK_BINS
+# The memory of the week counts where, over a week or so, it errs by a tenth less than that of the day: most streams
+# have no week, and for them it would be noise.
+WEEK_TRUST = 0.9
 LEADS = (1, 4, 16)
 WINDOW = 500
 FAST_WINDOW = 10
@@ -59,32 +65,69 @@ class Normaliser:
 
 @dataclass(slots=True)
 class Seasonal:
-    """Time-of-day means inside table rows: 48 bins of half an hour (UTC), read and written in place.
+    """What rows remember of times (UTC): means of half hours of the day, and by how much hours of the week differ.
 
     Attributes
     ----------
     table
-        One-dimensional view of the table that holds the rows.
-    means, counts
-        ``(R,)`` int64: where in ``table`` the first bin mean and the first bin count of a row lie.
-    slowest
-        The smallest rate of a bin: 1 / (4 b), b = observations per bin and day.
+        One-dimensional view of the table that holds the rows; read and written in place.
+    begin
+        ``(R,)`` int64: where in ``table`` a row has its 48 means, 48 counts and, if it has ``errors``, 84 differences.
+    interval_s
+        Seconds between observations.
+    errors
+        ``(2, R)``: running means of how far x was from what its time of day led to expect, and from what its time of
+        week did; None for rows that remember no week. Moved in place.
     """
 
     table: Tensor
-    means: Tensor
-    counts: Tensor
-    slowest: float
+    begin: Tensor
+    interval_s: float
+    errors: Tensor | None = None
 
     def read(self, bins: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and count of ``bins`` (int64, ``(..., R)``)."""
-        means = torch.take(self.table, bins + self.means)
-        return means, torch.take(self.table, bins + self.counts)
+        """Expected value, and how often that time of day was seen, of ``bins`` (:func:`time_bins`, ``(2, ..., R)``)."""
+        of_day = bins[0] + self.begin
+        expected, count = torch.take(self.table, of_day), torch.take(self.table, of_day + BINS)
+        if self.errors is not None:
+            trusted = self.errors[1] < WEEK_TRUST * self.errors[0]
+            expected = expected + self._difference(bins) * trusted
+        return expected, count
 
-    def write(self, bins: Tensor, mean: Tensor, count: Tensor) -> None:
-        """Replace one bin of every row."""
-        self.table.index_copy_(0, bins + self.means, mean)
-        self.table.index_copy_(0, bins + self.counts, count)
+    def fold(self, bins: Tensor, before: Tensor, x: Tensor, reach: Tensor, weight: Tensor) -> None:
+        """Move what is remembered of one time, ``bins`` ``(2, R)``, by x; the week takes ``reach`` of it at most."""
+        of_day = bins[0] + self.begin
+        mean, count = torch.take(self.table, of_day), torch.take(self.table, of_day + BINS)
+        if self.errors is not None:
+            self._fold_week(self.errors, bins, before, torch.clamp(x - mean, -reach, reach), weight * (count > 0))
+        # Four days of its observations.
+        slowest = 0.25 / self._observations(BIN_MS)
+        rate = torch.reciprocal(count + 1.0).clamp_min_(slowest).mul_(weight)
+        self.table.index_copy_(0, of_day, torch.lerp(mean, x, rate))
+        self.table.index_copy_(0, of_day + BINS, count + weight)
+
+    def _fold_week(self, errors: Tensor, bins: Tensor, before: Tensor, residual: Tensor, weight: Tensor) -> None:
+        """Half of what a time of the week differs by is believed at once, half of the rest a week later.
+
+        Errors are those of the first observation of two hours: later ones have told the memory what to expect.
+        """
+        away = self._difference(bins)
+        missed = torch.stack((residual, residual - away))
+        first = weight * (bins[1] != before[1])
+        errors.lerp_(missed.abs(), first / min(WEEK_BINS, self._observations(WEEK_MS)))
+        rate = 1.0 - 0.5 ** (1.0 / self._observations(WEEK_BIN_MS))
+        self.table.index_copy_(0, bins[1] + self.begin + 2 * BINS, torch.addcmul(away, missed[1], weight, value=rate))
+
+    def _difference(self, bins: Tensor) -> Tensor:
+        return torch.take(self.table, bins[1] + self.begin + 2 * BINS)
+
+    def _observations(self, span_ms: int) -> float:
+        return max(1.0, span_ms / 1000.0 / self.interval_s)
+
+
+def season_width(has_week: bool) -> int:
+    """How many numbers of a row :class:`Seasonal` reads and writes at ``begin``."""
+    return 2 * BINS + WEEK_BINS * has_week
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +160,10 @@ def scale_of(normaliser: Normaliser, floor: Tensor) -> Tensor:
 
 
 def time_bins(times_ms: Tensor, interval_ms: int) -> Tensor:
-    """Time-of-day bins of an observation and of 1, 4 and 16 intervals later: ``(4, ...)`` int64."""
-    ahead = torch.stack([times_ms + lead * interval_ms for lead in (0, *LEADS)])
-    return torch.div(torch.remainder(ahead, DAY_MS), BIN_MS, rounding_mode="floor")
-
-
-def slowest_bin_rate(interval_s: float) -> float:
-    """The smallest rate of a bin mean: four days of its observations."""
-    return 1.0 / (4.0 * max(1.0, BIN_MS / 1000.0 / interval_s))
+    """Bins of the day and of the week, of times 1 interval before and 0, 1, 4, 16 after: ``(2, 5, ...)`` int64."""
+    ahead = torch.stack([times_ms + lead * interval_ms for lead in (-1, 0, *LEADS)])
+    of_day = torch.div(torch.remainder(ahead, DAY_MS), BIN_MS, rounding_mode="floor")
+    return torch.stack((of_day, torch.div(torch.remainder(ahead, WEEK_MS), WEEK_BIN_MS, rounding_mode="floor")))
 
 
 def clipped_deviation(x: Tensor, mean: Tensor, sigma: Tensor, count: Tensor) -> Tensor:
@@ -156,12 +195,6 @@ def fold_normaliser(normaliser: Normaliser, x: Tensor, dx: Tensor, deviation: Te
     state.count.add_(moves.weight)
 
 
-def fold_season(seasonal: Seasonal, bins: Tensor, x: Tensor, mean: Tensor, count: Tensor, weight: Tensor) -> None:
-    """Move the bin of this observation; ``mean`` and ``count`` are its numbers before x."""
-    rate = torch.reciprocal(count + 1.0).clamp_min_(seasonal.slowest).mul_(weight)
-    seasonal.write(bins, torch.lerp(mean, x, rate), count + weight)
-
-
 @dataclass(slots=True)
 class Sighting:
     """What enters the inputs besides the statistics: value, difference, seasonal residual, known flag."""
@@ -188,7 +221,8 @@ def write_inputs(
     seen
         The observation; ``known`` is 1 where its time-of-day bin had been seen before.
     season
-        Mean and count ``(3, R)`` of the bins 1, 4 and 16 intervals ahead, or None without seasonal memory.
+        What is expected 1, 4 and 16 intervals ahead, and how often those times of day were seen, ``(3, R)``; None
+        without seasonal memory.
     """
     state = normaliser
     inverse = torch.reciprocal(sigma)
@@ -222,7 +256,11 @@ class WindowInputs:
 
 @torch.no_grad()
 def window_inputs(
-    x: Tensor, times_ms: Tensor | None, interval_s: float | None, after_gap: Tensor | None = None
+    x: Tensor,
+    times_ms: Tensor | None,
+    interval_s: float | None,
+    after_gap: Tensor | None = None,
+    has_week: bool = False,
 ) -> WindowInputs:
     """The inputs of B whole series from their first observation on, as :class:`models.step.Scorer` computes them.
 
@@ -237,68 +275,69 @@ def window_inputs(
     after_gap
         ``(T, B)`` bool: such an observation has no difference to the one before it; None where there are no gaps. That
         a gap also ages the statistics is left to serving.
+    has_week
+        With memory of the week, as rows of ``single`` evidence have it.
     """
     length, series = x.shape
     state = Normaliser.fresh(series, x)
     seasonal, bins = None, None
     if times_ms is not None and interval_s is not None:
-        seasonal = _standalone_season(x, interval_s)
+        begin = torch.arange(series, device=x.device) * season_width(has_week)
+        errors = x.new_zeros(2, series) if has_week else None
+        seasonal = Seasonal(x.new_zeros(series * season_width(has_week)), begin, interval_s, errors)
         bins = time_bins(times_ms.reshape(length, -1).expand(length, series), round(interval_s * 1000))
-    inputs = x.new_empty(length, INPUTS, series)
+    return whole_inputs(x, state, seasonal, bins, after_gap)
+
+
+@torch.no_grad()
+def whole_inputs(
+    x: Tensor, state: Normaliser, seasonal: Seasonal | None, bins: Tensor | None, after_gap: Tensor | None = None
+) -> WindowInputs:
+    """:func:`window_inputs` of series with a past: ``state`` and ``seasonal`` go on from it, and are moved."""
+    inputs = x.new_empty(len(x), INPUTS, x.shape[1])
     means, sigmas = torch.empty_like(x), torch.empty_like(x)
     sigma = scale_of(state, floor_of(state.mean))
-    for t in range(length):
+    for t in range(len(x)):
         valid = torch.isfinite(x[t])
         moves = moves_of(valid, state.count)
-        now = None if bins is None else bins[:, t]
-        sighting, bin_now = sight(x[t], valid, state, seasonal, now)
+        now = None if bins is None else bins[:, :, t]
+        seen = sight(x[t], valid, state, seasonal, now)
         if after_gap is not None:
-            sighting.dx.masked_fill_(after_gap[t], 0.0)
-        deviation = clipped_deviation(sighting.x, state.mean, sigma, state.count)
-        fold_normaliser(state, sighting.x, sighting.dx, deviation, moves)
+            seen.dx.masked_fill_(after_gap[t], 0.0)
+        deviation = clipped_deviation(seen.x, state.mean, sigma, state.count)
+        fold_normaliser(state, seen.x, seen.dx, deviation, moves)
         sigma = scale_of(state, floor_of(state.mean))
-        ahead = fold_and_look_ahead(seasonal, now, bin_now, sighting.x, moves.weight)
-        write_inputs(inputs[t], state, sigma, sighting, ahead)
+        ahead = fold_and_look_ahead(seasonal, now, seen.x, sigma, moves.weight)
+        write_inputs(inputs[t], state, sigma, seen, ahead)
         means[t], sigmas[t] = state.mean, sigma
     return WindowInputs(inputs.transpose(1, 2), means, sigmas)
 
 
 def sight(
     raw: Tensor, valid: Tensor, normaliser: Normaliser, seasonal: Seasonal | None, bins: Tensor | None
-) -> tuple[Sighting, tuple[Tensor, Tensor] | None]:
+) -> Sighting:
     """The value of an observation, or what stands in for it, against the statistics before it.
 
-    A missing value is replaced by the row's own expectation: the bin mean where known, else the running mean, with
-    dx = 0. Returns the sighting, and mean and count of the present time-of-day bin before x.
+    A missing value is replaced by the row's own expectation: that of its time where known, else the running mean, with
+    dx = 0.
     """
     state = normaliser
     if seasonal is None or bins is None:
-        expected, known, bin_now = state.mean, torch.zeros_like(state.mean), None
+        expected, known = state.mean, torch.zeros_like(state.mean)
     else:
-        bin_now = seasonal.read(bins[0])
-        is_known = bin_now[1] > 0
-        expected, known = torch.where(is_known, bin_now[0], state.mean), is_known.to(state.mean.dtype)
+        of_time, count = seasonal.read(bins[:, 1])
+        is_known = count > 0
+        expected, known = torch.where(is_known, of_time, state.mean), is_known.to(state.mean.dtype)
     x = torch.where(valid, raw, expected).clamp_(-VALUE_LIMIT, VALUE_LIMIT)
     dx = torch.where(valid & (state.count > 0), x - state.last, 0.0)
-    return Sighting(x, dx, x - expected, known), bin_now
+    return Sighting(x, dx, x - expected, known)
 
 
 def fold_and_look_ahead(
-    seasonal: Seasonal | None,
-    bins: Tensor | None,
-    bin_now: tuple[Tensor, Tensor] | None,
-    x: Tensor,
-    weight: Tensor,
+    seasonal: Seasonal | None, bins: Tensor | None, x: Tensor, sigma: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """Move the present bin, then read the bins 1, 4 and 16 intervals ahead."""
-    if seasonal is None or bins is None or bin_now is None:
+    """Move what is remembered of the present time, then read what is expected 1, 4 and 16 intervals ahead."""
+    if seasonal is None or bins is None:
         return None
-    fold_season(seasonal, bins[0], x, *bin_now, weight)
-    return seasonal.read(bins[1:])
-
-
-def _standalone_season(like: Tensor, interval_s: float) -> Seasonal:
-    series = like.shape[1]
-    rows = torch.arange(series, device=like.device) * 2 * BINS
-    table = like.new_zeros(series * 2 * BINS)
-    return Seasonal(table, rows, rows + BINS, slowest_bin_rate(interval_s))
+    seasonal.fold(bins[:, 1], bins[:, 0], x, sigma * CLIP_SIGMAS, weight)
+    return seasonal.read(bins[:, 2:])

@@ -118,9 +118,9 @@ class Fold:
         gap = self._gap(t)
 
         # (ii) x, or what stands in for it
-        bins = None if self.bins is None or hand.seasonal is None else self._per_feature(self.bins[:, t])
+        bins = None if self.bins is None or hand.seasonal is None else self._per_feature(self.bins[:, :, t])
         moves = moves_of(valid, state.count)
-        seen, bin_now = sight(self.raw[t], valid, state, hand.seasonal, bins)
+        seen = sight(self.raw[t], valid, state, hand.seasonal, bins)
         if gap is not None:
             seen.dx.masked_fill_(gap, 0.0)
 
@@ -148,11 +148,11 @@ class Fold:
         # (vi) fast weights, from the keys of t-4 and t-8
         due = None if hand.fast is None else hand.fast.learn(seen.x, valid)
 
-        # (vii) normaliser, then seasonal bin
+        # (vii) normaliser, then memory of the time
         fold_normaliser(state, seen.x, seen.dx, o.deviation, moves)
         self.floor = floor_of(state.mean)
         self.sigma = scale_of(state, self.floor)
-        ahead = fold_and_look_ahead(hand.seasonal, bins, bin_now, seen.x, moves.weight)
+        ahead = fold_and_look_ahead(hand.seasonal, bins, seen.x, self.sigma, moves.weight)
 
         # (viii) inputs, network, head; forecasts; rings; a key every fourth observation
         write_inputs(self.inputs, state, self.sigma, seen, ahead)

@@ -1,7 +1,7 @@
 """The rows of one call in hand: read once, moved with every observation, put back.
 
 Scalars, rings and mixture are one ``(columns, R)`` block in which every number is a contiguous vector over the R = N F
-feature rows; hidden state and fast weights lie row by row; keys and time-of-day bins stay in the table.
+feature rows; hidden state and fast weights lie row by row; keys and memory of times stay in the table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.config import FoldConfig
 from models.fast_weights import Adaptation, FastWeights, Preconditioner
-from models.features import Normaliser, Seasonal, slowest_bin_rate
+from models.features import Normaliser, Seasonal
 from models.row import Rows, has_season
 from models.tail import AlertLife
 
@@ -123,10 +123,6 @@ class Hand:
 
     def _seasonal(self, config: FoldConfig) -> Seasonal:
         assert config.interval_s is not None
-        start = self._rows * self._layout.feature_width
-        return Seasonal(
-            self._features.view(-1),
-            start + self._layout.columns("season_mean").start,
-            start + self._layout.columns("season_count").start,
-            slowest_bin_rate(config.interval_s),
-        )
+        begin = self._rows * self._layout.feature_width + self._layout.columns("season_mean").start
+        errors = self.feature_block("season_errors") if self._layout.has("season_errors") else None
+        return Seasonal(self._features.view(-1), begin, config.interval_s, errors)

@@ -19,22 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.calibration import Effort, pooled_tails
-from models.features import (
-    BINS,
-    INPUTS,
-    Normaliser,
-    Seasonal,
-    clipped_deviation,
-    floor_of,
-    fold_and_look_ahead,
-    fold_normaliser,
-    moves_of,
-    scale_of,
-    sight,
-    slowest_bin_rate,
-    time_bins,
-    write_inputs,
-)
+from models.features import Normaliser, Seasonal, season_width, time_bins, whole_inputs
 from models.predictor import Network
 from models.pretrained import Weights, preconditioner
 from models.synthetic import FAMILIES, corpus
@@ -54,15 +39,16 @@ GENERATED_SERIES, GENERATED_LENGTH = 16 * len(FAMILIES), 256
 
 
 class Sight:
-    """What one stream's F features are measured against: normaliser and time-of-day memory, as in its row.
+    """What one stream's F features are measured against: normaliser and memory of times, as in its row.
 
     Kept apart from the row because a candidate's and the serving version's rows both hold these numbers, and a stretch
     is prepared once for all of them.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, has_week: bool) -> None:
         self.statistics = torch.zeros(STATISTICS, features)
-        self.season = torch.zeros(features, 2 * BINS)
+        self.season = torch.zeros(features, season_width(has_week))
+        self.errors = torch.zeros(2, features) if has_week else None
 
 
 @torch.no_grad()
@@ -79,7 +65,7 @@ def lessons_of(
     Parameters
     ----------
     sights
-        N, one for each stream; moved in place.
+        N, one for each stream, all of one kind; moved in place.
     values
         ``(N, T, F)``, NaN where missing.
     times_ms
@@ -96,37 +82,20 @@ def lessons_of(
     state.last.copy_(torch.where(after_gap, x[0], state.last))
     seasonal, bins = None, None
     if has_clock and interval_s is not None:
-        table = torch.cat([each.season for each in sights]).flatten()
-        begin = torch.arange(streams * features) * 2 * BINS
-        seasonal = Seasonal(table, begin, begin + BINS, slowest_bin_rate(interval_s))
+        table, width = torch.cat([each.season for each in sights]).flatten(), sights[0].season.shape[1]
+        errors = [each.errors for each in sights if each.errors is not None]
+        begin = torch.arange(streams * features) * width
+        seasonal = Seasonal(table, begin, interval_s, torch.cat(errors, 1) if errors else None)
         wide = torch.from_numpy(np.ascontiguousarray(times_ms.T)).repeat_interleave(features, 1)
         bins = time_bins(wide, round(interval_s * 1000))
-    made = _seen(state, seasonal, bins, x)
+    made = whole_inputs(x, state, seasonal, bins)
     for number, each in enumerate(sights):
         mine = slice(number * features, (number + 1) * features)
         each.statistics = torch.stack([getattr(state, name)[mine] for name in Normaliser.__slots__])
         if seasonal is not None:
-            each.season = seasonal.table.view(-1, 2 * BINS)[mine].clone()
-    return made
-
-
-def _seen(state: Normaliser, seasonal: Seasonal | None, bins: Tensor | None, x: Tensor) -> Lessons:
-    """The inputs of whole stretches that go on from a state: :func:`models.features.window_inputs`, continued."""
-    steps, series = x.shape
-    inputs, means, sigmas = x.new_empty(steps, INPUTS, series), torch.empty_like(x), torch.empty_like(x)
-    sigma = scale_of(state, floor_of(state.mean))
-    for t in range(steps):
-        valid = torch.isfinite(x[t])
-        moves = moves_of(valid, state.count)
-        now = None if bins is None else bins[:, t]
-        sighting, bin_now = sight(x[t], valid, state, seasonal, now)
-        deviation = clipped_deviation(sighting.x, state.mean, sigma, state.count)
-        fold_normaliser(state, sighting.x, sighting.dx, deviation, moves)
-        sigma = scale_of(state, floor_of(state.mean))
-        ahead = fold_and_look_ahead(seasonal, now, bin_now, sighting.x, moves.weight)
-        write_inputs(inputs[t], state, sigma, sighting, ahead)
-        means[t], sigmas[t] = state.mean, sigma
-    return Lessons(inputs.transpose(1, 2), x, means, sigmas)
+            each.season = seasonal.table.view(-1, each.season.shape[1])[mine].clone()
+            each.errors = None if seasonal.errors is None else seasonal.errors[:, mine].clone()
+    return Lessons(made.inputs, x, made.mean, made.sigma)
 
 
 def joined(parts: Sequence[Lessons]) -> Lessons:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.config import FoldConfig, PredictorConfig
 from models.families import hidden_width, state_width
-from models.features import BINS, INPUTS
+from models.features import BINS, INPUTS, WEEK_BINS
 
 Where = Literal["feature", "entity"]
 
@@ -327,8 +327,13 @@ def _refuse_impossible(config: FoldConfig, predictor: PredictorConfig) -> None:
 
 
 def has_season(config: FoldConfig) -> bool:
-    """Whether rows carry time-of-day memory: it needs a clock and an interval."""
+    """Whether rows remember times of day: it needs a clock and an interval."""
     return config.clock and config.interval_s is not None and not config.light
+
+
+def has_week(config: FoldConfig) -> bool:
+    """Whether the memory of times knows the week: in the rows of features that are watched by themselves."""
+    return config.evidence == "single" and has_season(config)
 
 
 def has_fast_weights(config: FoldConfig) -> bool:
@@ -350,6 +355,9 @@ def _feature_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[
         yield from _group("levels", LEVELS)
         if has_season(config):
             yield from _group("season_levels", SEASON_LEVELS)
+            yield _wide(
+                "season_errors", 2, "mean |x - expected| over a week: by time of day, of week", of_network=False
+            )
         yield from _group("activity", ACTIVITY)
         yield from _group("bearing", BEARING)
         yield from _group("level_tail", RATE_TAIL)
@@ -376,6 +384,8 @@ def _feature_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[
     if has_season(config):
         yield "season_mean", _Field("", "time-of-day means, 48 bins of half an hour (UTC)", BINS)
         yield "season_count", _Field("", "observations in each bin", BINS)
+        if has_week(config):
+            yield "season_week", _Field("", "by how much 84 bins of two hours of the week differ from them", WEEK_BINS)
 
 
 def _entity_fields(config: FoldConfig, predictor: PredictorConfig) -> Iterator[tuple[str, _Field]]:

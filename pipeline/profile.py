@@ -53,7 +53,7 @@ class Profile(Section):
         Expected seconds between observations; absent where there is no fixed interval. A gap is more than 1.5 of them;
         without one, more than 1.5 times the longest pause of late.
     clock
-        Whether event times are clock times (UTC), so that time of day means something.
+        Whether event times are clock times (UTC), so that times of day and week mean something.
     predictor
         ``gru``, ``lstm`` or ``gru32`` (shipped in the package), or the path of a version folder.
     scope

@@ -29,6 +29,7 @@ from models.families import FAMILIES
 from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network, part_loss
 from models.judging import Judgement, judge, trained_weights
 from models.pretrained import Weights
+from models.row import has_week
 from models.training import Checkpoint
 from models.training import Progress as Report
 from pipeline.clock import SystemClock
@@ -242,7 +243,9 @@ def _series(stream: RecordedStream, profile: Profile) -> Series:
     kept = torch.ones(len(times_ms), dtype=torch.bool)
     kept[1:] = times_ms[1:] > newest[:-1]
     values = torch.from_numpy(stream.values)
-    return Series(stream.name, times_ms[kept], values[kept], profile.interval_s, profile.clock)
+    return Series(
+        stream.name, times_ms[kept], values[kept], profile.interval_s, profile.clock, has_week(profile.fold())
+    )
 
 
 def _predictor(args: argparse.Namespace, profile: Profile, base: Weights | None) -> PredictorConfig:

@@ -35,6 +35,7 @@ from models.learner import (
     without_past,
 )
 from models.pretrained import Weights
+from models.row import has_week
 from models.training import Lessons
 from pipeline.errors import CannotLearnError, VersionError
 from pipeline.learning.cutting import Cutter, Stretch
@@ -279,9 +280,9 @@ class Course:
     def _take(self, turn: list[Stretch], is_fresh: bool) -> None:
         """Stretches of distinct streams: predicted by every version first, then judged, then kept for learning."""
         names = [each.stream_id for each in turn]
-        features = len(self._profile.features)
+        features, of_week = len(self._profile.features), has_week(self._serving.fold)
         lessons = lessons_of(
-            [self._sights.setdefault(name, Sight(features)) for name in names],
+            [self._sights.setdefault(name, Sight(features, of_week)) for name in names],
             np.stack([each.values for each in turn]),
             np.stack([each.times_ms for each in turn]),
             [each.follows_gap for each in turn],

@@ -22,7 +22,9 @@ def test_a_gpu_learns_what_a_cpu_does(cell: str) -> None:
     """The same losses, epoch by epoch: draws are made on the CPU, only the order of float32 sums differs."""
     t = torch.arange(LENGTH)
     values = torch.sin(2 * math.pi * t / 24).unsqueeze(1) + 0.05 * torch.randn(LENGTH, 1)
-    course = course_of([Series("s", 60_000 * t, values, 60.0, has_clock=False)], "feature", Plan(segment=120))
+    course = course_of(
+        [Series("s", 60_000 * t, values, 60.0, has_clock=False, has_week=False)], "feature", Plan(segment=120)
+    )
     losses = []
     for device in ("cpu", "cuda"):
         recipe = Recipe(epochs=3, dropout=0.1)

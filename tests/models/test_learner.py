@@ -34,7 +34,7 @@ def test_stretches_in_a_row_are_one_series():
     """What is learned from must not depend on where the learner cut: carried statistics equal one long pass."""
     values, times = _waves(3, 96)
     values[1, 40] = np.nan
-    sights = [Sight(1) for _ in range(3)]
+    sights = [Sight(1, False) for _ in range(3)]
     parts = [_lessons(sights, values[:, at : at + 32], times[:, at : at + 32]) for at in (0, 32, 64)]
     whole = window_inputs(torch.from_numpy(values[..., 0].T.copy()), torch.from_numpy(times.T.copy()), INTERVAL_S)
     torch.testing.assert_close(torch.cat([part.inputs for part in parts]), whole.inputs)
@@ -44,7 +44,7 @@ def test_stretches_in_a_row_are_one_series():
 def test_the_learner_sees_what_the_serving_row_holds():
     """A predictor that learns from other inputs than it serves with learns the wrong thing."""
     values, times = _waves(2, 64)
-    sights = [Sight(1), Sight(1)]
+    sights = [Sight(1, False), Sight(1, False)]
     _lessons(sights, values, times)
     scorer = Scorer(TINY, FoldConfig(("v",), INTERVAL_S))
     rows, slots = scorer.rows(2), torch.arange(2)
@@ -58,7 +58,7 @@ def test_the_learner_sees_what_the_serving_row_holds():
 def test_carried_state_over_stretches_equals_one_long_stretch():
     """Truncated backpropagation needs the state that a long memory would have."""
     values, times = _waves(2, 128)
-    lessons = _lessons([Sight(1), Sight(1)], values, times)
+    lessons = _lessons([Sight(1, False), Sight(1, False)], values, times)
     network = TINY.build()
     with torch.no_grad():
         _, whole = network(lessons.inputs)
@@ -75,7 +75,7 @@ def test_learning_lowers_the_loss_on_what_was_not_learned_yet():
     """Progressive validation: each stretch is predicted before it is learned from."""
     pupil, still = Pupil(TINY, rate=1e-2, chunk=32), Forecaster(TINY)
     values, times = _waves(8, 64 * 8)
-    sights, names = [Sight(1) for _ in range(8)], [str(k) for k in range(8)]
+    sights, names = [Sight(1, False) for _ in range(8)], [str(k) for k in range(8)]
     for at in range(0, values.shape[1], 64):
         lessons = _lessons(sights, values[:, at : at + 64], times[:, at : at + 64])
         before, _ = still.predict(names, lessons)
@@ -90,7 +90,7 @@ def test_learning_lowers_the_loss_on_what_was_not_learned_yet():
 def test_steps_are_clipped():
     """One strange batch must not throw the weights away."""
     values, times = _waves(2, 64)
-    lessons = _lessons([Sight(1), Sight(1)], values, times)
+    lessons = _lessons([Sight(1, False), Sight(1, False)], values, times)
     pupil = Pupil(TINY, rate=1e-3, chunk=64, gradient_norm=1e-3)
     assert pupil.learn([without_past(lessons, pupil.network)]).clipped == 1
 
@@ -98,7 +98,7 @@ def test_steps_are_clipped():
 def test_what_is_not_finite_teaches_nothing():
     """A single infinite gradient would make every weight NaN, and every later score."""
     values, times = _waves(2, 64)
-    lessons = _lessons([Sight(1), Sight(1)], values, times)
+    lessons = _lessons([Sight(1, False), Sight(1, False)], values, times)
     lessons.inputs[10] = torch.inf
     pupil = Pupil(TINY, chunk=32)
     report = pupil.learn([without_past(lessons, pupil.network)])

@@ -32,7 +32,7 @@ def stream(number: int, length: int = LENGTH, features: int = 2) -> Series:
     waves = [torch.sin(2 * math.pi * t / 24 + number + feature) for feature in range(features)]
     values = torch.stack(waves, 1) + 0.05 * torch.randn(length, features, generator=draws)
     values[100:101, 0] = torch.nan
-    return Series(f"s{number}", START_MS + 60_000 * t, values, 60.0, has_clock=True)
+    return Series(f"s{number}", START_MS + 60_000 * t, values, 60.0, has_clock=True, has_week=False)
 
 
 def course(scope="feature", streams=None) -> Course:

@@ -185,7 +185,9 @@ def test_a_search_gives_up_what_falls_behind():
     values = torch.sin(2 * math.pi * t / 24).unsqueeze(1) + 0.05 * torch.randn(
         LENGTH, 1, generator=torch.Generator().manual_seed(1)
     )
-    course = course_of([Series("s", 60_000 * t, values, 60.0, has_clock=False)], "feature", Plan(segment=120))
+    course = course_of(
+        [Series("s", 60_000 * t, values, 60.0, has_clock=False, has_week=False)], "feature", Plan(segment=120)
+    )
     heard: list[Trial] = []
     recipe = Recipe(epochs=4, rate=0.1, batch=4)
     predictor, found = search(PredictorConfig("rnn", hidden=4), recipe, course, 12, ALONE, heard.append)
