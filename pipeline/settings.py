@@ -1,4 +1,4 @@
-"""Settings: one frozen model per concern; the only reader of TOML and of the environment.
+"""Settings: one frozen model per concern.
 
 Where a value comes from, strongest first:
 
@@ -18,12 +18,7 @@ like a shipped one starts from it and overrides only the keys it gives.
 
 from __future__ import annotations
 
-import os
-import re
-import tomllib
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlencode, urlsplit
@@ -43,29 +38,19 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
 from pipeline.section import Names, Section, Topic, listed
-
-PREFIX = "TIDEWATCH_"
-OWN_VARIABLES = {f"{PREFIX}CONFIG", f"{PREFIX}CACHE", f"{PREFIX}IMAGE"}
-"""Variables that set no setting: the settings' own file, where fetched jars are kept (pipeline/jars.py), and the image
-that docker-compose.yml runs."""
-# NAME=VALUE as Kubernetes sets them in every pod for a Service named tidewatch or tidewatch-...:
-# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
-# Without its value <SERVICE>_PORT would also be a setting written with one underscore too few, TIDEWATCH_HTTP_PORT.
-_OF_A_KUBERNETES_SERVICE = re.compile(
-    rf"{PREFIX[:-1]}(_[A-Z0-9]+)*_"
-    r"(SERVICE_HOST=|SERVICE_PORT(_[A-Z0-9]+)*=|PORT=(tcp|udp|sctp)://|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=)"
+from pipeline.settings_given import (
+    PREFIX,
+    SECRETS,
+    SHIPPED_PROFILES,
+    merged,
+    named_file,
+    plain_environment,
+    read_toml,
+    refuse_unknown_variables,
+    shipped_profile,
+    with_secret_files,
+    with_shipped_profiles,
 )
-PLAIN_VARIABLES = {"KAFKA_BOOTSTRAP_SERVERS": ("kafka", "bootstrap_servers"), "REDIS_URL": ("redis", "url")}
-# Each may be given as <key>_file as well: the path of a file that holds it.
-SECRETS = (
-    ("kafka", "security", "password"),
-    ("kafka", "security", "key_password"),
-    ("redis", "url"),
-    ("redis", "password"),
-    ("notify", "url"),
-    ("notify", "token"),
-)
-SHIPPED_PROFILES = ("sensor", "network")
 
 
 class Security(Section):
@@ -460,7 +445,7 @@ class Settings(Section):
     notify: Notify = Notify()
     learner: Learner = Learner()
     profiles: Annotated[dict[str, Profile], Field(min_length=1)] = Field(
-        default_factory=lambda: {name: Profile(**_shipped(name)) for name in SHIPPED_PROFILES}
+        default_factory=lambda: {name: Profile(**shipped_profile(name)) for name in SHIPPED_PROFILES}
     )
 
     @model_validator(mode="after")
@@ -500,16 +485,14 @@ class Settings(Section):
         ConfigurationError
             Unreadable file, unknown key or wrong value; the message lists every place and what is wrong there.
         """
-        named = os.environ.get(f"{PREFIX}CONFIG")
-        if path is None and named:
-            path = Path(named)
-        from_file = {} if path is None else _read_toml(path)
-        _refuse_unknown_variables(set(cls.model_fields))
-        layers = (_plain_environment(), EnvSettingsSource(_Environment)(), dict(overrides or {}))
-        raw = _with_shipped_profiles(from_file)
+        path = path or named_file()
+        from_file = {} if path is None else read_toml(path)
+        refuse_unknown_variables(set(cls.model_fields))
+        layers = (plain_environment(), EnvSettingsSource(_Environment)(), dict(overrides or {}))
+        raw = with_shipped_profiles(from_file)
         for layer in layers:
-            raw = _merged(raw, layer)
-        raw = _with_secret_files(raw)
+            raw = merged(raw, layer)
+        raw = with_secret_files(raw)
         try:
             return cls.model_validate(raw)
         except ValidationError as exc:
@@ -523,14 +506,6 @@ class _Environment(Settings, BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", enable_decoding=False)
 
 
-def heard_variables() -> tuple[str, ...]:
-    """Names of the environment variables that are set and that :meth:`Settings.load` would follow.
-
-    For a child process that must follow its settings file alone.
-    """
-    return tuple(name for name in os.environ if name.upper().startswith(PREFIX) or name in PLAIN_VARIABLES)
-
-
 def _host(url: str) -> str | None:
     """The host of a secret URL, refused where it cannot be parsed: the parser's own text repeats a piece of it."""
     try:
@@ -539,87 +514,6 @@ def _host(url: str) -> str | None:
         return parts.hostname
     except ValueError:
         raise ValueError("host or port cannot be read; / ? # in a password are written %2F %3F %23") from None
-
-
-def _shipped(name: str) -> dict[str, Any]:
-    text = (resources.files("pipeline") / "profiles" / f"{name}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise ConfigurationError(f"{path}: cannot be read ({exc.strerror})") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(f"{path}: not TOML: {exc}") from exc
-
-
-def _with_shipped_profiles(raw: dict[str, Any]) -> dict[str, Any]:
-    """The file's settings with the shipped profiles filled in below its own."""
-    given = raw.get("profiles")
-    if given is None:
-        return {**raw, "profiles": {name: _shipped(name) for name in SHIPPED_PROFILES}}
-    if not isinstance(given, dict):
-        return raw
-    filled = {
-        name: {**_shipped(name), **profile} if name in SHIPPED_PROFILES and isinstance(profile, dict) else profile
-        for name, profile in given.items()
-    }
-    return {**raw, "profiles": filled}
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, tables key by key, everything else as a whole."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
-def _with_secret_files(given: dict[str, Any]) -> dict[str, Any]:
-    """What ``<key>_file`` names in the place of ``<key>``: how containers are handed their secrets."""
-    raw = deepcopy(given)
-    for *sections, key in SECRETS:
-        table: Any = raw
-        for section in sections:
-            table = table.get(section) if isinstance(table, Mapping) else None
-        path = table.pop(f"{key}_file", None) if isinstance(table, dict) else None
-        if path is None:
-            continue
-        place = ".".join((*sections, key))
-        if key in table:
-            raise ConfigurationError(f"{place}: given itself, and by {place}_file as well; leave one out")
-        try:
-            table[key] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError, TypeError) as exc:
-            raise ConfigurationError(f"{place}_file: {path} cannot be read ({type(exc).__name__})") from exc
-    return raw
-
-
-def _plain_environment() -> dict[str, Any]:
-    return {
-        section: {key: os.environ[variable]}
-        for variable, (section, key) in PLAIN_VARIABLES.items()
-        if os.environ.get(variable)
-    }
-
-
-def _refuse_unknown_variables(sections: set[str]) -> None:
-    unknown = sorted(
-        name
-        for name, value in os.environ.items()
-        if name.upper().startswith(PREFIX)
-        and name.upper() not in OWN_VARIABLES
-        and not _OF_A_KUBERNETES_SERVICE.match(f"{name}={value}")
-        and name[len(PREFIX) :].lower().split("__")[0] not in sections
-    )
-    if unknown:
-        raise ConfigurationError(
-            f"environment: {', '.join(unknown)} set no setting; write {PREFIX}<SECTION>__<KEY>, "
-            f"with a section of {', '.join(sorted(sections))}"
-        )
 
 
 def _complaints(error: ValidationError) -> Iterator[str]:

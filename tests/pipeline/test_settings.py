@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile, alarm_every_s
-from pipeline.settings import SECRETS, Settings
+from pipeline.settings import Settings
+from pipeline.settings_given import SECRETS
 
 WriteToml = Callable[[str], Path]
 WEEK_S = 604_800.0
