@@ -26,6 +26,8 @@ WEEK_BIN_MS = WEEK_MS // WEEK_BINS
 # The memory of the week counts where, over a week or so, it errs by a tenth less than that of the day: most streams
 # have no week, and for them it would be noise.
 WEEK_TRUST = 0.9
+# A trusted week learns from so many times its usual error at most: a holiday is not what to expect a week later.
+WEEK_REACH = 4.0
 LEADS = (1, 4, 16)
 WINDOW = 500
 FAST_WINDOW = 10
@@ -90,8 +92,7 @@ class Seasonal:
         of_day = bins[0] + self.begin
         expected, count = torch.take(self.table, of_day), torch.take(self.table, of_day + BINS)
         if self.errors is not None:
-            trusted = self.errors[1] < WEEK_TRUST * self.errors[0]
-            expected = expected + self._difference(bins) * trusted
+            expected = expected + self._difference(bins) * self._trusts_week(self.errors)
         return expected, count
 
     def fold(self, bins: Tensor, before: Tensor, x: Tensor, reach: Tensor, weight: Tensor) -> None:
@@ -113,10 +114,16 @@ class Seasonal:
         """
         away = self._difference(bins)
         missed = torch.stack((residual, residual - away))
+        reach = torch.where(self._trusts_week(errors), WEEK_REACH * errors[1], UNLIMITED)
         first = weight * (bins[1] != before[1])
         errors.lerp_(missed.abs(), first / min(WEEK_BINS, self._observations(WEEK_MS)))
         rate = 1.0 - 0.5 ** (1.0 / self._observations(WEEK_BIN_MS))
-        self.table.index_copy_(0, bins[1] + self.begin + 2 * BINS, torch.addcmul(away, missed[1], weight, value=rate))
+        step = torch.clamp(missed[1], -reach, reach).mul_(weight)
+        self.table.index_copy_(0, bins[1] + self.begin + 2 * BINS, torch.add(away, step, alpha=rate))
+
+    @staticmethod
+    def _trusts_week(errors: Tensor) -> Tensor:
+        return errors[1] < WEEK_TRUST * errors[0]
 
     def _difference(self, bins: Tensor) -> Tensor:
         return torch.take(self.table, bins[1] + self.begin + 2 * BINS)

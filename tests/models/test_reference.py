@@ -370,10 +370,13 @@ class Reference:
         if self.bin_n[b] >= 1:
             reach = 10 * (math.sqrt(self.v) + 1e-4 * abs(self.m) + 1e-8)
             residual = min(max(x - self.bin_mean[b], -reach), reach)
+            step = residual - self.week[w]
+            if self.trusts_week:
+                step = min(max(step, -4 * self.week_error), 4 * self.week_error)
             if w != self.week_bin(time_ms - int(self.interval_s * 1000)):
                 self.day_error += (abs(residual) - self.day_error) / 84
                 self.week_error += (abs(residual - self.week[w]) - self.week_error) / 84
-            self.week[w] += (1 - 0.5 ** (1 / max(1.0, 7200 / self.interval_s))) * (residual - self.week[w])
+            self.week[w] += (1 - 0.5 ** (1 / max(1.0, 7200 / self.interval_s))) * step
         slowest = 1 / (4 * max(1.0, 1800 / self.interval_s))
         self.bin_mean[b] += max(1 / (self.bin_n[b] + 1), slowest) * (x - self.bin_mean[b])
         self.bin_n[b] += 1

@@ -175,6 +175,14 @@ def no_work_today(rng: np.random.Generator) -> Floats:
     return out
 
 
+def work_on_a_saturday(rng: np.random.Generator) -> Floats:
+    """A Saturday like the Friday before it."""
+    out = weekly(rng)
+    saturday = 4 * WEEK + 5 * DAY
+    out[saturday : saturday + DAY] = out[saturday - DAY : saturday]
+    return out
+
+
 def plain(rng: np.random.Generator) -> Floats:
     return daily(rng)
 
@@ -207,7 +215,7 @@ INPUTS: tuple[Callable[[np.random.Generator], Floats], ...] = (
     constant, constant_then_not, quantised, quantised_spike, resetting_counter, dropped_to_zero, stuck, slow_drift,
     shifted, daylight_saving, weekly, bursts, burst_of_all_bursts, every_second_missing,
     every_second_missing_spike, unit_change, silent, irregular, irregular_spike, no_work_today, plain, plain_spike,
-    uptime, calmed, bad_start,
+    uptime, calmed, bad_start, work_on_a_saturday,
 )  # fmt: skip
 PER_WEEK = 1.0
 PROFILE = Profile(topics=["input"], features=["value"], interval_s=INTERVAL_S, alarm_budget="1 per week")  # type: ignore[arg-type]
@@ -411,9 +419,17 @@ def test_a_stuck_sensor_is_found_within_a_day(run):
 
 
 def test_a_day_without_work_is_found_that_day(run):
-    """Every value is an ordinary one, on the wrong day."""
+    """Every value is an ordinary one, on the wrong day; it does not make work on the next Tuesday an anomaly."""
     day = 4 * WEEK + DAY
     assert found(run, "no_work_today", day, DAY) == FORMS
+    assert sum(alerts(run, "no_work_today", day + WEEK, day + WEEK + DAY)) <= FORMS // 3
+
+
+def test_work_on_a_saturday_is_found_that_day_and_expects_nothing_of_the_next(run):
+    """Every value is an ordinary one of a workday, and one day is no habit: a week later one of six is wondered at."""
+    saturday = 4 * WEEK + 5 * DAY
+    assert found(run, "work_on_a_saturday", saturday, DAY) == FORMS
+    assert sum(alerts(run, "work_on_a_saturday", saturday + WEEK, saturday + WEEK + DAY)) <= 1
 
 
 def test_a_stream_that_calms_down_is_found_within_a_day(run):
