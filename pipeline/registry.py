@@ -190,8 +190,8 @@ class Registry:
     def ensure(self, profile: str, predictor: str, fold: FoldConfig, scope: Scope | None = None) -> str:
         """The version for these settings, published and served where it is new.
 
-        Weights promoted since stay in force under the same predictor: only the settings, or the row layout of this
-        release, are exchanged then.
+        Weights promoted since stay in force as long as the settings name the same predictor: only the settings, or the
+        row layout of this release, are exchanged then.
 
         Raises
         ------
@@ -202,6 +202,9 @@ class Registry:
         version = self.publish(profile, weights, fold)
         if version != self.current(profile):
             self.serve(profile, version)
+        origin = _origin(predictor, scope)
+        if origin != self._named_origin(profile):
+            self._put(self._folder / profile / "predictor", origin)
         return version
 
     def wanted(self, profile: str, predictor: str, fold: FoldConfig, scope: Scope | None = None) -> Weights:
@@ -222,7 +225,15 @@ class Registry:
                 f"{len(fold.features)}: the rows of its streams cannot be carried over. Other features are other "
                 "streams: give them a profile, topics and a kafka.group of their own"
             )
-        return weights if weights.predictor == base.predictor else base
+        is_named_anew = self._named_origin(profile) not in (None, _origin(predictor, scope))
+        return base if is_named_anew or weights.predictor != base.predictor else weights
+
+    def _named_origin(self, profile: str) -> str | None:
+        """What the settings named when weights were last made sure of."""
+        try:
+            return (self._folder / profile / "predictor").read_text().strip()
+        except FileNotFoundError:
+            return None
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -353,6 +364,11 @@ class Registry:
 
     def _version_folder(self, profile: str, version: str) -> Path:
         return self._folder / profile / "versions" / version
+
+
+def _origin(predictor: str, scope: Scope | None) -> str:
+    """What a profile's ``predictor`` is known by: a shipped one by name, whatever release; a folder by its weights."""
+    return predictor if predictor in BUILTIN else base_weights(predictor, scope).fingerprint()
 
 
 def base_weights(predictor: str, scope: Scope | None = None) -> Weights:

@@ -216,16 +216,13 @@ def _history(args: argparse.Namespace, settings: Settings, names: set[str] | Non
 
 
 def _served_weights(settings: Settings, profiles: dict[str, Profile]) -> dict[str, Weights]:
-    """What production serves under the same settings, where it does; other profiles take their predictor's weights."""
+    """What a worker with these settings would serve, where one has begun; other profiles take their predictor's."""
     registry = Registry(settings.registry.folder)
-    served = {}
-    for name, profile in profiles.items():
-        version = registry.current(name) if settings.profiles.get(name) == profile else None
-        if version is not None:
-            weights, fold = registry.load(name, version)
-            if fold == profile.fold():
-                served[name] = weights
-    return served
+    return {
+        name: registry.wanted(name, profile.builtin() or profile.predictor, profile.fold(), profile.scope)
+        for name, profile in profiles.items()
+        if settings.profiles.get(name) == profile and registry.current(name) is not None
+    }
 
 
 # --- through the engine -----------------------------------------------------------------------------------------------

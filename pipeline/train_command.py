@@ -29,7 +29,7 @@ from models.families import FAMILIES
 from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network, part_loss
 from models.judging import Judgement, judge, trained_weights
 from models.pretrained import Weights
-from models.row import has_week
+from models.row import has_season, has_week
 from models.training import Checkpoint
 from models.training import Progress as Report
 from pipeline.clock import SystemClock
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     with joined(args.device) as peers:
         console = Console(highlight=False, soft_wrap=True, quiet=not peers.is_first)
         try:
-            course = course_of([_series(stream, profile) for stream in streams], predictor.scope, _plan(args))
+            course = course_of([series_of(stream, profile) for stream in streams], predictor.scope, _plan(args))
             if args.search > 0:
                 if peers.size > 1:
                     raise ConfigurationError("--search runs in one process; train with what it found under torchrun")
@@ -236,16 +236,15 @@ def _raw(name: str, settings: Settings) -> RawInput:
     return open_record_file(Path(name))
 
 
-def _series(stream: RecordedStream, profile: Profile) -> Series:
+def series_of(stream: RecordedStream, profile: Profile) -> Series:
     """A stream as training sees it: late and repeated observations left out, as when serving."""
     times_ms = torch.from_numpy(stream.times_ms)
     newest = torch.cummax(times_ms, 0).values
     kept = torch.ones(len(times_ms), dtype=torch.bool)
     kept[1:] = times_ms[1:] > newest[:-1]
     values = torch.from_numpy(stream.values)
-    return Series(
-        stream.name, times_ms[kept], values[kept], profile.interval_s, profile.clock, has_week(profile.fold())
-    )
+    fold = profile.fold()
+    return Series(stream.name, times_ms[kept], values[kept], profile.interval_s, has_season(fold), has_week(fold))
 
 
 def _predictor(args: argparse.Namespace, profile: Profile, base: Weights | None) -> PredictorConfig:

@@ -32,7 +32,7 @@ def check_versions(settings: Settings) -> Iterator[Finding]:
         else:
             served, serving = registry.read(name, current)
             changed = _differences(serving, fold) or (
-                "predictor" if served.predictor != weights.predictor else ROW_LAYOUT
+                "predictor" if served.fingerprint() != weights.fingerprint() else ROW_LAYOUT
             )
             yield warning(
                 name,

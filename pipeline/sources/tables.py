@@ -40,6 +40,8 @@ _MICROSECOND = timedelta(microseconds=1)
 # Numbers from here on are ms since the epoch (1973 as ms, the year 5138 as seconds); seconds from here on are a clock.
 _MILLISECONDS_FROM = 1e11
 _CLOCK_FROM_S = 1e8
+_LATEST_US = 253_402_300_799e6
+_NO_TIME = "a timestamp is missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,8 @@ class _Collector:
 
 def _kind_of(cell: Any) -> tuple[TimestampKind, bool]:
     """What the first timestamp shows: the kind, and whether it is a clock time."""
+    if cell is None:
+        raise ValueError(_NO_TIME)
     try:
         number = float(cell)
     except ValueError:
@@ -144,17 +148,22 @@ def _kind_of(cell: Any) -> tuple[TimestampKind, bool]:
 
 
 def _times_us(column: Sequence[Any], kind: TimestampKind) -> Int64:
+    if None in column:
+        raise ValueError(_NO_TIME)
     if kind == "iso8601":
         return np.fromiter((_iso_us(cell) for cell in column), np.int64, len(column))
     numbers = np.fromiter(map(float, column), np.float64, len(column))
     if not np.isfinite(numbers).all():
-        raise ValueError("a timestamp is missing")
+        raise ValueError(_NO_TIME)
     in_ms = kind == "seconds" and numbers[0] >= _MILLISECONDS_FROM
-    return np.rint(numbers * (1e3 if in_ms else 1e6)).astype(np.int64)
+    micros = np.rint(numbers * (1e3 if in_ms else 1e6))
+    if np.abs(micros).max() > _LATEST_US:
+        raise ValueError(f"a timestamp is beyond the year 9999: {column[int(np.abs(micros).argmax())]}")
+    return micros.astype(np.int64)
 
 
-def _iso_us(cell: str) -> int:
-    time = datetime.fromisoformat(cell)
+def _iso_us(cell: Any) -> int:
+    time = datetime.fromisoformat(str(cell))
     return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 
@@ -209,6 +218,9 @@ def _read_jsonl(path: Path, kind: TimestampKind | None, categorical: frozenset[s
 
 def _from_rows(lines: Sequence[bytes], kind: TimestampKind | None, categorical: frozenset[str]) -> Table:
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is no JSON object")
     names = list(dict.fromkeys(name for row in rows for name in row))
     collector = _Collector(names, kind, categorical)
     collector.add([[row.get(name) for row in rows] for name in names])

@@ -298,6 +298,21 @@ def test_a_release_with_another_row_layout_makes_another_version(
     assert version_name(weights, FOLD) != before
 
 
+def test_another_predictor_of_the_same_shape_comes_into_service(registry: Registry, tmp_path: Path) -> None:
+    """Who trains a predictor and names its folder wants that one, not what was learned from the one before."""
+    for seed in (0, 1):
+        tiny_weights(seed).save(tmp_path / f"{seed}")
+    registry.ensure("p", str(tmp_path / "0"), FOLD)
+    promoted = registry.publish("p", tiny_weights(7), FOLD)
+    registry.serve("p", promoted)
+    assert registry.ensure("p", str(tmp_path / "0"), FOLD) == promoted, "what was promoted stays in force"
+    assert registry.wanted("p", str(tmp_path / "1"), FOLD).fingerprint() == tiny_weights(1).fingerprint()
+    trained = registry.ensure("p", str(tmp_path / "1"), FOLD)
+    assert registry.current("p") == trained == version_name(tiny_weights(1), FOLD)
+    registry.serve("p", promoted)
+    assert registry.ensure("p", str(tmp_path / "1"), FOLD) == promoted, "and what is promoted since does, too"
+
+
 def test_another_number_of_features_is_refused_at_the_start(registry: Registry, tmp_path: Path) -> None:
     """Rows of other streams cannot be carried over; the message says what to do instead."""
     two = replace(FOLD, features=("value", "other"))

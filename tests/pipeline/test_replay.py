@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.config import PredictorConfig
+from models.pretrained import Weights
 from pipeline.__main__ import main
 from pipeline.errors import ConfigurationError
 from pipeline.records import FeatureEvidence, Partition, StoredRecord
+from pipeline.registry import Registry
 from pipeline.replay.inputs import (
     Chosen,
     History,
@@ -110,6 +113,20 @@ def test_same_recording_and_settings_give_the_same_bytes(
         written.append([file.read_bytes() for file in files])
     assert written[0] == written[1]
     assert all(len(text) > 100 for text in written[0])
+
+
+def test_a_changed_predictor_is_what_is_tried(settings_file: Path, recording: Path, tmp_path: Path) -> None:
+    """Beside what production serves: the largest change there is must not score as if nothing had changed."""
+    profile = Settings.load(settings_file).profiles["wave"]
+    Registry(tmp_path / "registry").ensure("wave", profile.predictor, profile.fold())
+    Weights.random(PredictorConfig(hidden=5), seed=9).save(tmp_path / "other")
+    changed = tmp_path / "changed.toml"
+    changed.write_text(settings_file.read_text().replace(f'"{tmp_path / "weights"}"', f'"{tmp_path / "other"}"'))
+    written = []
+    for settings in (settings_file, changed):
+        replay(recording, "--settings", settings, "--scores", tmp_path / "s.csv")
+        written.append((tmp_path / "s.csv").read_bytes())
+    assert written[0] != written[1]
 
 
 def test_order_of_rows_in_the_recording_changes_no_byte(settings_file: Path, recording: Path, tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ from pipeline.offline import Offline
 from pipeline.registry import Registry
 from pipeline.replay.inputs import Chosen, load_streams
 from pipeline.settings import Settings
+from pipeline.sources.recording import RecordedStream
 from pipeline.train.search import Trial, search
+from pipeline.train_command import series_of
+from tests.builders import make_profile
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +180,22 @@ def test_a_search_chooses_by_the_validation_part(recording, tmp_path, capsys):
     recipe = json.loads((tmp_path / MANIFEST_FILE).read_text())["about"]["recipe"]
     assert recipe["rate"] != 0.01
     assert recipe["l2"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "of_day", "of_week"),
+    [
+        ({}, True, True),
+        ({"light": True}, False, False),
+        ({"clock": False}, False, False),
+        ({"evidence": "jump"}, True, False),
+    ],
+)
+def test_a_predictor_learns_from_what_rows_of_the_profile_remember(changed, of_day, of_week):
+    """Inputs that are there in training and 0 when serving teach the wrong thing."""
+    stream = RecordedStream("s", ("value",), 60.0, np.arange(3) * 60_000, np.zeros((3, 1), np.float32))
+    made = series_of(stream, make_profile(**changed))
+    assert (made.has_clock, made.has_week) == (of_day, of_week)
 
 
 def test_a_search_gives_up_what_falls_behind():
