@@ -32,7 +32,7 @@ from pipeline.topics.base import Instant, parse_time
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import decode_alert, decode_many, encode_alert, iso_time
 from pipeline.wiring import build_cluster
-from pipeline.wording import strongest_feature, table
+from pipeline.wording import printable, strongest_feature, table
 
 EXAMPLES = """\
 examples:
@@ -161,7 +161,7 @@ def _list(events: list[Alert], args: argparse.Namespace) -> int:
             worst[alert.alert_id] = at_its_worst(worst.get(alert.alert_id), alert)
     matches = wanted(args)
     chosen = [a for a in last.values() if matches(a) and (not args.open or a.event != EVENTS[RESOLVED])]
-    chosen = sorted(chosen, key=lambda alert: alert.onset_ms)[-args.limit :]
+    chosen = sorted(chosen, key=lambda alert: alert.onset_ms)[max(0, len(chosen) - args.limit) :]
     if args.json:
         for alert in chosen:
             print(_json(alert))
@@ -197,7 +197,7 @@ def _tail(events: Iterable[Alert], args: argparse.Namespace) -> int:
             print(_json(alert), flush=True)
         else:
             line = f"{iso_time(alert.time_ms)[:19]}  {alert.event:<8}  {alert.severity:<8}  {alert.alert_id[:10]}"
-            print(f"{line}  {alert.stream_id}  {alert.signal}  {strongest_feature(alert)}", flush=True)
+            print(printable(f"{line}  {alert.stream_id}  {alert.signal}  {strongest_feature(alert)}"), flush=True)
     return EXIT_OK
 
 
@@ -227,8 +227,9 @@ def _show(events: list[Alert], args: argparse.Namespace, settings: Settings, clu
         console.print(f"  {iso_time(alert.time_ms)[:19]}  {alert.event:<8}  {score}{alert.signal}  ", end="")
         console.print(escape(strongest_feature(alert)))
     strongest = next((alert.features[0].name for alert in life if alert.features), None)
-    if strongest is not None and len(times_ms):
-        feature = settings.profiles[first.profile].features.index(strongest)
+    known = settings.profiles[first.profile].features if len(times_ms) else ()
+    if strongest in known:  # features may have been renamed since
+        feature = known.index(strongest)
         expected = [
             Expectation(alert.time_ms, it.expected, *it.band)
             for alert in life

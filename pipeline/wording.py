@@ -52,8 +52,14 @@ def strongest_feature(alert: Alert) -> str:
     return f"{it.name} is {observed}, {usually(alert.signal, it) or f'expected {expected} ({band})'}"
 
 
+def printable(text: str) -> str:
+    """The text as a terminal may have it: names come from messages, and could move its cursor or hide a line."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Lines of a table; columns ``right`` are numbers. The last column may be as long as it likes."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

@@ -134,6 +134,7 @@ def test_settings_may_be_named_before_and_after_the_action(said: Any, tmp_path: 
         (("--severity", "critical"), ["aaaa1111", "bbbb2222"]),
         (("--profile", "network"), []),
         (("--limit", "1"), ["bbbb2222"]),
+        (("--limit", "0"), []),
         (("--since", "2100-01-01"), []),
     ],
 )
@@ -152,6 +153,15 @@ def test_show_draws_observed_against_expected(said: Any) -> None:
     assert "updated" in text
     assert all(mark in text for mark in (OBSERVED, EXPECTED, BAND))
     assert "tidewatch explain pump-1 --at 2023-11-14T23:13:20.000 --kafka" in text
+
+
+def test_show_of_a_feature_renamed_since_tells_without_a_plot(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of it stands in the alert itself."""
+    monkeypatch.setenv("TIDEWATCH_PROFILES__SENSOR__FEATURES", '["level"]')
+    code, text = said("show", "aaaa")
+    assert code == 0
+    assert "value is 9, expected 5" in text
+    assert OBSERVED not in text
 
 
 def test_show_for_machines_has_events_and_observations(said: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from models.evidence.observed import SIGNALS
 from pipeline.records import DISPLACEMENT, FeatureEvidence
-from pipeline.wording import against, strongest_feature
+from pipeline.wording import against, printable, strongest_feature, table
 from tests.alerts import make_alert
 
 
@@ -42,3 +42,11 @@ def test_the_strongest_feature_is_said_with_what_it_is_measured_against() -> Non
     told = strongest_feature(make_alert(signal="means", features=(displaced,)))
     assert told == "value is 9, the others ask for 5.25"
     assert strongest_feature(make_alert(features=())) == ""
+
+
+def test_names_from_messages_do_not_steer_the_terminal() -> None:
+    """Whoever may name a stream must not be able to hide an alert from who looks for it."""
+    name = "pump\x1b[2K\r\n\u202e"
+    assert printable(name) == "pump\N{REPLACEMENT CHARACTER}[2K" + "\N{REPLACEMENT CHARACTER}" * 3
+    assert all(line.isprintable() for line in table(("stream",), [(name,)]))
+    assert printable("halle/ofen-ä 3 – °C") == "halle/ofen-ä 3 – °C"
