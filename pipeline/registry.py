@@ -356,10 +356,13 @@ class Registry:
         return removed
 
     def _put(self, place: Path, text: str) -> None:
-        """Write a small file, whole or not at all."""
+        """Write a small file, whole or not at all: an empty ``current`` would say that nothing is served yet."""
         place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
-        draft.write_text(text + "\n")
+        with draft.open("w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, place)
 
     def _version_folder(self, profile: str, version: str) -> Path:
