@@ -35,7 +35,6 @@ from models.learner import (
     without_past,
 )
 from models.pretrained import Weights
-from models.row import has_week
 from models.training import Lessons
 from pipeline.errors import CannotLearnError, VersionError
 from pipeline.learning.cutting import Cutter, Stretch
@@ -210,7 +209,7 @@ class Course:
         if memory.get("stretch") != self._rules.stretch:
             return
         try:
-            self._gate.restore(memory["streams"], len(self._profile.features))
+            self._gate.restore(memory["streams"], len(self._profile.features), self._rules.max_streams)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("profile=%s what was known of its streams cannot be used: %s", self.name, error)
             return
@@ -244,7 +243,7 @@ class Course:
             ``False`` for what was read before a restart: it makes streams known and fills the reservoir, and counts
             for nothing else.
         """
-        windows, given_up = self._following.choose(windows)
+        windows, given_up = self._following.choose(partition, windows)
         for name in given_up:
             self._forget(name)
             for shadow in (self._serving, self._other):
@@ -280,9 +279,9 @@ class Course:
     def _take(self, turn: list[Stretch], is_fresh: bool) -> None:
         """Stretches of distinct streams: predicted by every version first, then judged, then kept for learning."""
         names = [each.stream_id for each in turn]
-        features, of_week = len(self._profile.features), has_week(self._serving.fold)
+        features = len(self._profile.features)
         lessons = lessons_of(
-            [self._sights.setdefault(name, Sight(features, of_week)) for name in names],
+            [self._sights.setdefault(name, Sight(features, self._serving.has_week)) for name in names],
             np.stack([each.values for each in turn]),
             np.stack([each.times_ms for each in turn]),
             [each.follows_gap for each in turn],
@@ -544,7 +543,7 @@ class Course:
         serving, learning = pairs.mean(0).tolist() if len(pairs) else (math.nan, math.nan)
         return CourseStatus(
             streams=len(self._following),
-            closed=self._gate.closed,
+            closed=sum(name in self._following for name in self._gate.closed()),
             reservoir=len(self._reservoir),
             updates=self._updates,
             stretches=self._stretches,

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from models.drift import DriftDetector
 from pipeline.learning.cutting import Stretch
-from pipeline.records import Float32
+from pipeline.records import Float32, Int64
 
 NORMAL, ANOMALOUS, WARMING_UP, IMPUTED, CLOSED = "normal", "anomalous", "warming up", "imputed", "closed"
 REASONS = (NORMAL, ANOMALOUS, WARMING_UP, IMPUTED, CLOSED)
@@ -47,31 +47,34 @@ SEEN_AFTER_CHANGE = 3
 
 
 class Running:
-    """Running mean and variance of a vector, over about the last :data:`FOLLOWS` values."""
+    """Running mean and variance of a vector's numbers, each over about its last :data:`FOLLOWS` values."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: Int64 = np.zeros(1, np.int64)
         self.mean: Float64 = np.zeros(1)
         self.variance: Float64 = np.zeros(1)
 
     def follow(self, value: Float64) -> None:
-        """Move on by one value."""
-        rate = max(1.0 / (self.count + 1), 1.0 / FOLLOWS)
-        off = value - (self.mean if self.count else value)
-        self.mean = value if self.count == 0 else self.mean + rate * off
-        self.variance = (1 - rate) * ((self.variance if self.count else 0.0 * off) + rate * off**2)
-        self.count += 1
+        """Move on by one value; what is known of a number that is missing from it (NaN) stays."""
+        is_there = np.isfinite(value)
+        rate = np.where(is_there, np.maximum(1.0 / (self.count + 1), 1.0 / FOLLOWS), 0.0)
+        off = np.where(is_there, value - self.mean, 0.0)
+        self.mean = self.mean + rate * off
+        self.variance = (1 - rate) * (self.variance + rate * off**2)
+        self.count = self.count + is_there
 
     def memory(self) -> list[Any]:
         """For :meth:`restored`, in JSON's types."""
-        return [self.count, self.mean.tolist(), self.variance.tolist()]
+        return [self.count.tolist(), self.mean.tolist(), self.variance.tolist()]
 
     @classmethod
     def restored(cls, memory: list[Any]) -> Running:
         """What :meth:`memory` gave."""
         made = cls()
         count, mean, variance = memory
-        made.count, made.mean, made.variance = int(count), np.array(mean, float), np.array(variance, float)
+        made.mean, made.variance = np.array(mean, float), np.array(variance, float)
+        # Broadcast, for learners have kept one count for all numbers.
+        made.count = np.zeros(len(made.mean), np.int64) + np.array(count, np.int64)
         return made
 
 
@@ -84,15 +87,19 @@ class Past:
     @property
     def features(self) -> int:
         """Of what it has seen; 0 before the first stretch."""
-        return len(self._level.mean) if self._level.count else 0
+        return len(self._level.mean) if self._loss.count.any() else 0
 
     @property
     def is_known(self) -> bool:
         """Whether there is enough of it to compare with."""
-        return self._loss.count >= KNOWN_AFTER
+        return bool(self._loss.count[0] >= KNOWN_AFTER)
 
     def strangeness(self, values: Float32, loss: float) -> float:
-        """How unlike the past a stretch is: above 1 it is another stream. 0 while the past is not known."""
+        """How unlike the past a stretch is: above 1 it is another stream. 0 while the past is not known.
+
+        A feature says nothing while it is missing, nor until enough is known of it: a dead sensor does not keep the
+        others from being compared, and one that is repaired is no fault.
+        """
         if not self.is_known or not math.isfinite(loss):
             return 0.0
         level, spread = _level_and_spread(values)
@@ -101,12 +108,13 @@ class Past:
         ratio = np.abs(_log(spread, level) - self._spread.mean)
         usual = math.log(SPREAD_RATIO) + SIGMAS * np.sqrt(self._spread.variance)
         worse = (loss - self._loss.mean) / (LOSS_NATS + SIGMAS * np.sqrt(self._loss.variance))
-        return float(np.nanmax(np.concatenate([apart / SIGMAS, ratio / usual, worse])))
+        own = np.where(self._level.count >= KNOWN_AFTER, np.maximum(apart / SIGMAS, ratio / usual), np.nan)
+        return float(np.nanmax(np.concatenate([own, worse])))
 
     def follow(self, values: Float32, loss: float) -> None:
-        """Move on by a stretch that belongs to it."""
+        """Move on by a stretch that belongs to it; each feature by what there is of it."""
         level, spread = _level_and_spread(values)
-        if np.isfinite(level).all() and math.isfinite(loss):
+        if math.isfinite(loss):
             self._level.follow(level)
             self._spread.follow(_log(spread, level))
             self._loss.follow(np.array([loss]))
@@ -154,10 +162,9 @@ class Gate:
         self.judged: Counter[str] = Counter()
         self.reopened: Counter[str] = Counter()
 
-    @property
-    def closed(self) -> int:
-        """Streams closed now."""
-        return sum(stream.closed_ms is not None for stream in self._streams.values())
+    def closed(self) -> list[str]:
+        """Streams closed now, also those that have not been heard of since a restart."""
+        return [name for name, stream in self._streams.items() if stream.closed_ms is not None]
 
     def forget(self, stream_id: str) -> None:
         """The stream begins anew."""
@@ -175,8 +182,16 @@ class Gate:
             for name, each in self._streams.items()
         }
 
-    def restore(self, memory: Mapping[str, Any], features: int) -> None:
-        """Know again what :meth:`memory` gave; raises ValueError, TypeError where it is something else."""
+    def restore(self, memory: Mapping[str, Any], features: int, most: int) -> None:
+        """Know again what :meth:`memory` gave, of the ``most`` streams seen last.
+
+        Without a limit, streams that nobody follows any more would be handed from restart to restart for ever.
+
+        Raises
+        ------
+        ValueError, TypeError
+            It is something else.
+        """
         streams = {}
         for name, (past, seen_ms, closed_ms, closed_stretches, is_confirmed) in memory.items():
             known = Past.restored(past)
@@ -184,7 +199,8 @@ class Gate:
                 raise ValueError(f"stream {name!r} had {known.features} features")
             detector = None if closed_ms is None else _at_home()
             streams[name] = _Stream(known, seen_ms, closed_ms, closed_stretches, is_confirmed, detector)
-        self._streams = streams
+        seen_last = sorted(streams, key=lambda name: streams[name].seen_ms, reverse=True)
+        self._streams = {name: streams[name] for name in seen_last[:most]}
 
     def judge(self, stretch: Stretch, loss: float) -> str:
         """One of :data:`REASONS`: only :data:`NORMAL` teaches.

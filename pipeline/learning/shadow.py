@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from models.config import FoldConfig, HiddenOnSwap, PredictorConfig
 from models.learner import Forecaster
 from models.pretrained import Weights
+from models.row import has_week
 from models.step import Scorer
 from pipeline.engine import Absorbed
 from pipeline.offline import Offline
@@ -38,14 +39,19 @@ class Shadow(Offline):
         self.forecaster = Forecaster(weights, device)
 
     @property
-    def kind(self) -> tuple[PredictorConfig, float | None, bool]:
+    def kind(self) -> tuple[PredictorConfig, float | None, bool, bool]:
         """What lessons are made by; those of one kind are of no use to another."""
-        return self.weights.predictor, self.fold.interval_s, self.has_clock
+        return self.weights.predictor, self.fold.interval_s, self.has_clock, self.has_week
 
     @property
     def has_clock(self) -> bool:
         """Whether its rows have a time-of-day memory."""
         return self.fold.clock and not self.fold.light
+
+    @property
+    def has_week(self) -> bool:
+        """Whether that memory knows the week, too: one with it and one without are of two widths."""
+        return has_week(self.fold)
 
     def begin_like(self, other: Shadow, hidden: HiddenOnSwap) -> None:
         """Take over copies of another version's rows, carried as a worker carries them at a swap."""

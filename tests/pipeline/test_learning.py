@@ -43,7 +43,7 @@ INTERVAL_MS = 600_000
 DAY_MS = 86_400_000
 LENGTH = 32
 STRETCH_MS = LENGTH * INTERVAL_MS
-HERE = Partition("input", 0)
+HERE, ELSEWHERE = Partition("input", 0), Partition("input", 1)
 QUIET_LOSS = 0.5
 
 
@@ -53,8 +53,10 @@ QUIET_LOSS = 0.5
 class Judged:
     """A gate, and a stream that says a stretch at a time."""
 
-    def __init__(self, lasting_s: float = 1.5 * 86_400) -> None:
-        self.gate = Gate(lasting_s, 0.1)
+    def __init__(self, features: int = 1) -> None:
+        self.gate = Gate(1.5 * 86_400, 0.1)
+        self.features = features
+        self.dead: list[int] = []
         self.random = np.random.default_rng(0)
         self.number = 0
 
@@ -65,8 +67,10 @@ class Judged:
         found = []
         for _ in range(stretches):
             times = START_MS + self.number * STRETCH_MS + INTERVAL_MS * np.arange(LENGTH)
-            values = (level + spread * self.random.standard_normal((LENGTH, 1))).astype(np.float32)
-            fields = {"anomalous": 0, "warming_up": 0, "imputed": 0.0, "follows_gap": False} | what
+            values = (level + spread * self.random.standard_normal((LENGTH, self.features))).astype(np.float32)
+            values[:, self.dead] = np.nan
+            imputed = len(self.dead) / self.features
+            fields = {"anomalous": 0, "warming_up": 0, "imputed": imputed, "follows_gap": False} | what
             found.append(self.gate.judge(Stretch("s", times, values, **fields), loss))
             self.number += 1
         return found
@@ -107,6 +111,31 @@ def test_a_creeping_fault_without_an_alarm_closes_too(stream: Judged) -> None:
     assert stream.say(level=6.0) == [CLOSED]
 
 
+def test_a_dead_sensor_does_not_keep_the_others_from_being_watched() -> None:
+    """It has no level to be known by; a fault of the nine beside it must be seen all the same."""
+    stream = Judged(features=10)
+    stream.dead = [3]
+    assert stream.say(stretches=20) == [NORMAL] * 20
+    kept = json.loads(json.dumps(stream.gate.memory()))
+    stream.gate = Gate(1.5 * 86_400, 0.1)
+    stream.gate.restore(kept, 10, 4)
+    assert stream.say(level=9.0, stretches=2) == [CLOSED] * 2
+    assert stream.say() == [NORMAL]
+
+
+def test_a_sensor_that_is_repaired_is_no_fault_and_is_known_by_what_it_says_from_then_on() -> None:
+    """Nothing is known of it while it is dead; nor may what was known before it died be lost."""
+    stream = Judged(features=10)
+    stream.dead = [3]
+    stream.say(stretches=20)
+    stream.dead = [5]
+    assert stream.say(stretches=10) == [NORMAL] * 10
+    for alive in (3, 5):
+        stream.dead = [each for each in range(10) if each != alive]
+        assert stream.say(level=9.0, imputed=0.0) == [CLOSED]
+        assert stream.say(imputed=0.0) == [NORMAL]
+
+
 @pytest.mark.parametrize("change", [{"level": 9.0}, {"spread": 6.0}, {"loss": 3.0}])
 def test_a_lasting_change_is_learned_in_the_end(stream: Judged, change: dict[str, float]) -> None:
     """Learning never locks itself out after a shift that stays."""
@@ -135,7 +164,7 @@ def test_a_restart_in_the_middle_of_a_fault_does_not_take_the_fault_for_health(s
     assert stream.say(level=9.0) == [CLOSED]
     kept = json.loads(json.dumps(stream.gate.memory()))
     stream.gate = Gate(1.5 * 86_400, 0.1)
-    stream.gate.restore(kept, 1)
+    stream.gate.restore(kept, 1, 1)
     stream.gate.doubt_losses()
     stream.number -= 4
     assert stream.say(stretches=2) == [NORMAL] * 2, "read again: from before the fault"
@@ -151,7 +180,7 @@ def test_a_lasting_change_is_learned_though_the_learner_restarts_again_and_again
         found += stream.say(level=9.0)
         kept = json.loads(json.dumps(stream.gate.memory()))
         stream.gate = Gate(1.5 * 86_400, 0.1)
-        stream.gate.restore(kept, 1)
+        stream.gate.restore(kept, 1, 1)
     assert NORMAL in found
     assert 1.5 * DAY_MS <= (found.index(NORMAL) + 1) * STRETCH_MS <= 3.5 * DAY_MS
 
@@ -162,7 +191,23 @@ def test_a_lasting_change_is_learned_though_the_learner_restarts_again_and_again
 def test_foreign_memory_is_refused(memory: Any) -> None:
     """Half a memory would compare streams with nonsense."""
     with pytest.raises((ValueError, TypeError, AttributeError)):
-        Gate(1.0, 0.1).restore(memory, 1)
+        Gate(1.0, 0.1).restore(memory, 1, 1)
+
+
+def test_memory_with_one_count_for_all_features_is_known_again(stream: Judged) -> None:
+    """Learners have kept that; an upgrade in the midst of a fault must not end the learner, nor teach it the fault."""
+    ((past, *rest),) = stream.gate.memory().values()
+    stream.gate.restore({"s": [[[count[0], *moments] for count, *moments in past], *rest]}, 1, 1)
+    assert stream.say(level=9.0) == [CLOSED]
+
+
+def test_of_more_streams_than_may_be_followed_those_seen_last_are_known_again(stream: Judged) -> None:
+    """Streams that are gone must not be handed from restart to restart for ever."""
+    (kept,) = stream.gate.memory().values()
+    past, seen_ms, *rest = kept
+    gate = Gate(1.5 * 86_400, 0.1)
+    gate.restore({name: [past, seen_ms + k, *rest] for k, name in enumerate("abcd")}, 1, 2)
+    assert set(gate.memory()) == {"c", "d"}
 
 
 # ---------------------------------------------------------------- what is kept
@@ -257,22 +302,46 @@ def test_only_so_many_streams_are_followed_and_forgotten_ones_make_room() -> Non
     """The learner's memory is bounded; a sample is enough for weights that all share."""
     following = Following(2, DAY_MS)
     windows = _named(["a", "b", "c"])
-    chosen, given_up = following.choose(windows)
+    chosen, given_up = following.choose(HERE, windows)
     assert (chosen.stream_ids, given_up) == (["a", "b"], [])
     windows.control[0] = CONTROL_FORGET
-    chosen, given_up = following.choose(windows)
+    chosen, given_up = following.choose(HERE, windows)
     assert (chosen.stream_ids, given_up) == (["b", "c"], ["a"])
 
 
 def test_streams_that_ended_make_room_for_new_ones() -> None:
     """Machines are replaced: a learner that follows only those of its first day would learn from nobody."""
     following = Following(2, DAY_MS)
-    following.choose(_named(["a", "b"]))
-    assert following.choose(_named(["c"], 100))[0].stream_ids == [], "within a day nobody has ended"
-    following.choose(_named(["b"], 140))
-    chosen, given_up = following.choose(_named(["b", "c", "d"], 150))
+    following.choose(HERE, _named(["a", "b"]))
+    assert following.choose(HERE, _named(["c"], 100))[0].stream_ids == [], "within a day nobody has ended"
+    following.choose(HERE, _named(["b"], 140))
+    chosen, given_up = following.choose(HERE, _named(["b", "c", "d"], 150))
     assert (chosen.stream_ids, given_up) == (["b", "c"], ["a"])
     assert len(following) == 2
+
+
+def test_a_name_is_followed_from_one_place_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
+    """Two machines called pump-1 in two topics are not one series; people are told once."""
+    following = Following(2, DAY_MS)
+    following.choose(HERE, _named(["a"]))
+    for at in range(3):
+        chosen, given_up = following.choose(ELSEWHERE, _named(["a", "b"], at))
+        assert (chosen.stream_ids, given_up) == (["b"], [])
+        assert following.choose(HERE, _named(["a", "b"], at))[0].stream_ids == ["a"]
+    assert len(caplog.messages) == 1
+    assert "input-0" in caplog.messages[0]
+
+
+def test_a_stream_that_moved_is_taken_up_again_once_its_old_place_has_ended() -> None:
+    """Partitions are added: what has gone from one and comes in another is given up, and begins anew."""
+    following = Following(2, DAY_MS)
+    following.choose(HERE, _named(["a"]))
+    assert following.choose(ELSEWHERE, _named(["a"], 140))[0].stream_ids == []
+    chosen, given_up = following.choose(ELSEWHERE, _named(["a"], 150))
+    assert (chosen.stream_ids, given_up) == (["a"], ["a"])
+    assert following.choose(HERE, _named(["a"], 150))[0].stream_ids == []
+    assert "a" in following
+    assert len(following) == 1
 
 
 def test_reservoir_of_many_strata_that_come_and_go_stays_bounded() -> None:
@@ -407,11 +476,10 @@ class Family:
         probation_stretches=24, margin=0.05, keep_versions=1,
     )  # fmt: skip
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes: object) -> None:
         tiny_weights(1).save(folder / "base")
-        self.profile: Profile = make_profile(
-            interval_s=600, light=True, clock=False, predictor=str(folder / "base"), alarm_budget="1 per week"
-        )
+        settings = {"interval_s": 600, "light": True, "clock": False, "alarm_budget": "1 per week"} | changes
+        self.profile: Profile = make_profile(predictor=str(folder / "base"), **settings)
         self.registry = Registry(folder / "registry")
         self.first = self.registry.ensure("p", str(folder / "base"), self.profile.fold())
         self.course = self.begun()
@@ -525,6 +593,38 @@ def test_streams_come_and_go_beyond_the_limit(tmp_path: Path) -> None:
     assert family.course.status().judged["warming up"] == 3 * 2 * 4
 
 
+def test_streams_of_one_name_in_two_partitions_do_not_end_the_learner(tmp_path: Path) -> None:
+    """Rows are counted by place and name: at its full number of streams there was one row too few, for ever."""
+    family = Family(tmp_path)
+    family.rules = family.rules.model_copy(update={"max_streams": 4})
+    family.course = family.begun()
+    for _ in range(14):
+        family.live("waves", 1)
+        family.course.absorb(ELSEWHERE, _windows(["s0"], np.full((1, LENGTH, 1), 50.0), family.at - LENGTH))
+    assert family.course.kept().keys() == {"s0", "s1", "s2", "s3"}
+    assert family.course.status().judged == {"warming up": 4 * 4, "normal": 4 * 10}, "as if it had not come"
+    family.at += 8 * 144  # longer than idle_reset_s
+    family.course.absorb(ELSEWHERE, _windows(["s0"], np.zeros((1, LENGTH, 1)), family.at))
+    assert family.course.status().judged["warming up"] == 4 * 4 + 1, "it moved, and began anew"
+
+
+def test_what_is_known_of_streams_does_not_grow_with_every_restart(tmp_path: Path) -> None:
+    """Names come and go for years; a stream that nobody follows is neither kept nor shown as closed for ever."""
+    family = Family(tmp_path)
+    family.rules = family.rules.model_copy(update={"max_streams": 4})
+    for number in range(4):
+        names = [f"generation-{number}-{k}" for k in range(4)]
+        family.course = family.begun()
+        assert family.course.status().closed == 0, "nobody is followed yet"
+        family.live("waves", 5, names=names)
+        family.live("waves", 1, faulty=[0, 1, 2, 3], names=names)
+        assert family.course.status().closed == 4
+        family.course.remember()
+        known = family.registry.recall("p")["streams"]
+        assert len(known) <= 2 * 4, "those of one restart before, and those followed"
+        assert known.keys() >= set(names)
+
+
 @pytest.mark.parametrize(
     "predictor", [PredictorConfig("naive", hidden=1), PredictorConfig(hidden=4, scope="stream", features=1)]
 )
@@ -604,25 +704,27 @@ def test_a_version_of_other_settings_is_followed_and_said_once(tmp_path: Path) -
     assert family.registry.load("p", candidate.version)[1] == daily
 
 
-@pytest.mark.parametrize("change", ["interval", "predictor"])
+@pytest.mark.parametrize("change", ["interval", "predictor", "evidence"])
 def test_a_version_of_another_kind_is_learned_from_anew(tmp_path: Path, change: str) -> None:
     """What was kept of another interval or for another network teaches wrong things, or ends the learner."""
-    family = Family(tmp_path)
+    family = Family(tmp_path, **({"light": False, "clock": True} if change == "evidence" else {}))
     family.live("waves", 8)
     assert family.course.status().reservoir > 0
     weights, fold = family.registry.load("p", family.first)
     if change == "interval":
         fold = replace(fold, interval_s=300.0)
+    elif change == "evidence":
+        fold = replace(fold, evidence="jump")
     else:
         weights = Weights.random(PredictorConfig("lstm", hidden=4), 1)
     family.registry.serve("p", family.registry.publish("p", weights, fold))
     family.course.decide()
     assert family.course.status().reservoir == 0
     updates = family.course.status().updates
-    family.live("waves", 3)
+    family.live("waves", 5, names=("s0", "s1", "s2", "new"))
     status = family.course.status()
     assert status.version == family.registry.current("p")
-    if change == "predictor":
+    if change != "interval":
         assert status.updates > updates
 
 
