@@ -105,6 +105,8 @@ class Monitor:
                 self._metrics.count(alert)
             if alert.signal == SIGNAL and self.open.get(alert.alert_id) is not None:
                 self._silence.adopt(alert)
+            elif alert.signal == SIGNAL:
+                self._silence.release(alert)
 
     def _take_windows(self, profile: str, records: list[tuple[Partition, Record]]) -> None:
         by_partition: dict[Partition, list[Record]] = {}
@@ -119,10 +121,10 @@ class Monitor:
         now_ms = self._clock.wall_ms()
         ends = windows.lengths.cumsum().tolist()
         for number, stream_id in enumerate(windows.stream_ids):
+            place = (partition, int(windows.offsets[number]), int(windows.record_ms[number]))
             if windows.control[number] == CONTROL_FORGET:
-                event = self._silence.forget(profile, stream_id, now_ms)
+                event = self._silence.forget(profile, stream_id, *place, now_ms)
             else:
-                place = (partition, int(windows.offsets[number]), int(windows.record_ms[number]))
                 event = self._silence.hear(profile, stream_id, *place, now_ms)
             if event is not None:
                 self._say(event)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import TransientError
+from pipeline.errors import OffsetsGone, TransientError
 from pipeline.health import Health
 from pipeline.monitor import Followed, Monitor
 from pipeline.monitor_metrics import MonitorMetrics
@@ -56,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
                 metrics.show_caught_up(False)
                 logger.warning("waiting for kafka: %s", error)
                 health.set_ready(False, f"waiting for kafka: {error}")
+                stopping.wait(RETRY_S)
+            except OffsetsGone as error:
+                metrics.show_caught_up(False)
+                logger.info("opening again where the log begins now: %s", error)
                 stopping.wait(RETRY_S)
     return 0
 

@@ -38,6 +38,7 @@ class MonitorMetrics:
             registry = CollectorRegistry(auto_describe=True)
             ProcessCollector(registry=registry)
         self.registry = registry
+        self._foreign: set[tuple[str, str, str]] = set()
         self._groups = {profile: sorted({*groups, NO_GROUP}) for profile, groups in profiles.items()}
         self._events = Counter(
             "anomaly_alert_events",
@@ -85,6 +86,9 @@ class MonitorMetrics:
         known = {(p, s, g) for p, groups in self._groups.items() for s in SEVERITIES for g in groups}
         for labels in known | open_now.keys():
             self._open.labels(*labels).set(open_now.get(labels, 0))
+        for labels in self._foreign - open_now.keys():  # of a profile or group that the settings do not name
+            self._open.remove(*labels)
+        self._foreign = open_now.keys() - known
         self._shown.show(alerts, observed)
 
     def show_silence(self, counts: Iterable[tuple[str, int, int]]) -> None:

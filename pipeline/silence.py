@@ -39,6 +39,8 @@ class _Stream:
     alert: Alert | None = None
 
     def hear(self, partition: Partition, offset: int, record_ms: int, now_ms: int) -> None:
+        if not self.gaps:  # an adopted stream's last record is known before the lookback brings those that led to it
+            self.last_ms = min(self.last_ms, record_ms)
         gap = record_ms - self.last_ms
         if gap > 0:  # several records of one moment are one sign of life
             faded = self.pause_ms * 0.5 ** (gap / PAUSE_HALF_LIFE_MS)
@@ -49,6 +51,17 @@ class _Stream:
             self.last_ms = record_ms
         self.partition, self.offset = partition, offset
         self.heard_ms = max(self.heard_ms, now_ms)
+
+    def is_ended_by(self, partition: Partition, offset: int, record_ms: int) -> bool:
+        """Whether a record came after the silence began; a lookback brings those from before it once more.
+
+        By its offset where the silence began in the same partition, and by its time where the stream has moved to
+        another one, or the topic was made anew.
+        """
+        if self.alert is None:
+            return False
+        is_further = partition == self.alert.partition and offset > self.alert.offset
+        return is_further or record_ms > self.alert.onset_ms
 
 
 class Silence:
@@ -100,21 +113,32 @@ class Silence:
             self._streams[profile, stream_id] = _Stream(profile, partition, offset, now_ms, record_ms)
             return None
         stream.hear(partition, offset, record_ms, now_ms)
-        return _end(stream, record_ms)
+        return _end(stream, record_ms) if stream.is_ended_by(partition, offset, record_ms) else None
 
-    def forget(self, profile: str, stream_id: str, now_ms: int) -> Alert | None:
-        """The stream is no more; returns the event that ends a silence."""
-        stream = self._streams.pop((profile, stream_id), None)
-        return None if stream is None else _end(stream, now_ms)
+    def forget(
+        self, profile: str, stream_id: str, partition: Partition, offset: int, record_ms: int, now_ms: int
+    ) -> Alert | None:
+        """The stream is no more; returns the event that ends a silence. One that began later is let be."""
+        stream = self._streams.get((profile, stream_id))
+        if stream is None or (stream.alert and not stream.is_ended_by(partition, offset, record_ms)):
+            return None
+        del self._streams[profile, stream_id]
+        return _end(stream, now_ms)
 
     def adopt(self, alert: Alert) -> None:
-        """Take over a silence that was said before this process began."""
+        """Take over a silence that was said before this process began; the stream's records may be yet to come."""
         at = (alert.profile, alert.stream_id)
         if at not in self._streams:
             if len(self._streams) >= self._max_streams:
                 return
             self._streams[at] = _Stream(alert.profile, alert.partition, alert.offset, alert.onset_ms, alert.onset_ms)
         self._streams[at].alert = alert
+
+    def release(self, alert: Alert) -> None:
+        """Its end was said too: the next silence of this stream is news again."""
+        stream = self._streams.get((alert.profile, alert.stream_id))
+        if stream is not None and stream.alert is not None and stream.alert.alert_id == alert.alert_id:
+            stream.alert = None
 
     def check(self, now_ms: int) -> Iterator[Alert]:
         """Silences that begin now, and those that end because the stream has been gone for too long."""

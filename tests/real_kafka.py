@@ -65,6 +65,14 @@ def forget(bootstrap: str, partition: Partition, before: int) -> None:
     admin.close()
 
 
+def add_partitions(bootstrap: str, topic: str, count: int) -> None:
+    """Let a topic have so many partitions from now on."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.create_partitions({topic: count})
+    admin.wait_for_topics([topic])
+    admin.close()
+
+
 def visible(bootstrap: str, topic: str) -> list[bytes]:
     """What a read-committed reader finds in a topic, by partition and offset."""
     reader = KafkaConsumer(bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="earliest")

@@ -49,18 +49,16 @@ class Bookmark:
         self._consumer.close(autocommit=False)
 
     def committed(self, ends: Mapping[Partition, int]) -> dict[Partition, int]:
-        """Where to go on in each partition; where nothing was committed, at its end, which is committed now."""
+        """Where to go on in each partition; where nothing was committed, at its end, which is committed now.
+
+        A partition without a place in a topic where others have one was added since, and begins at its beginning.
+        """
         self._consumer.assign([TopicPartition(*partition) for partition in ends])
-        found = {}
-        for partition, end in ends.items():
-            try:
-                offset = self._consumer.committed(TopicPartition(*partition), timeout_ms=self._deadline_ms)
-            except kafka_errors.KafkaError as exc:
-                raise mapped(exc, f"committed offset of {partition}") from exc
-            if offset is None:
-                self.commit(partition, end)
-            found[partition] = end if offset is None else int(offset)
-        return found
+        known = {partition: offset for partition in ends if (offset := self._committed(partition)) is not None}
+        begun = {partition.topic for partition in known}
+        new = {p: 0 if p.topic in begun else end for p, end in ends.items() if p not in known}
+        self._commit(new)
+        return known | new
 
     def in_log(self, positions: Mapping[Partition, int], beginning: Mapping[Partition, int]) -> dict[Partition, int]:
         """Positions, none below the beginning of the log; what is passed over is said once, and committed."""
@@ -78,12 +76,22 @@ class Bookmark:
 
     def commit(self, partition: Partition, next_offset: int) -> None:
         """Everything before ``next_offset`` is done with."""
+        self._commit({partition: next_offset})
+
+    def _committed(self, partition: Partition) -> int | None:
         try:
-            self._consumer.commit(
-                {TopicPartition(*partition): OffsetAndMetadata(next_offset, "", -1)}, timeout_ms=self._deadline_ms
-            )
+            offset = self._consumer.committed(TopicPartition(*partition), timeout_ms=self._deadline_ms)
         except kafka_errors.KafkaError as exc:
-            raise mapped(exc, f"commit of {partition}") from exc
+            raise mapped(exc, f"committed offset of {partition}") from exc
+        return None if offset is None else int(offset)
+
+    def _commit(self, offsets: Mapping[Partition, int]) -> None:
+        """In one request: of a first start's places, half would make the other partitions look added since."""
+        asked = {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+        try:
+            self._consumer.commit(asked, timeout_ms=self._deadline_ms)
+        except kafka_errors.KafkaError as exc:
+            raise mapped(exc, f"commit of {', '.join(map(str, offsets))}") from exc
 
 
 class Renewed:

@@ -33,11 +33,14 @@ class Cluster:
         Longest a call that asks the broker takes.
     security
         kafka-python's own options for TLS, SASL or a proxy.
+    notice_s
+        How soon a reader notices that a topic has more partitions.
     """
 
     bootstrap_servers: str | Sequence[str]
     call_deadline_s: float = 8.0
     security: Mapping[str, Any] = field(default_factory=dict)
+    notice_s: float = 30.0
 
     def options(self) -> dict[str, Any]:
         """Options of a client, in kafka-python's names."""
@@ -158,6 +161,7 @@ class TopicReader:
             enable_auto_commit=False,
             auto_offset_reset="none",
             max_poll_records=5_000,
+            metadata_max_age_ms=int(cluster.notice_s * 1000),
         )
         self._last_seen_s = time.monotonic()
         try:
@@ -210,8 +214,9 @@ class TopicReader:
         begin
             First offset, by partition; a partition without one is not read.
         end
-            First offset that is no longer wanted; the iterator ends there. With ``None`` it never ends, and yields an
-            empty list about every fifth of a second in which nothing came.
+            First offset that is no longer wanted; the iterator ends there. With ``None`` it never ends, yields an empty
+            list about every fifth of a second in which nothing came, and goes on with partitions that are added to the
+            topic, from their beginning.
         """
         left = {p: end[p] for p in begin if end[p] > begin[p]} if end is not None else None
         with self._mapped("read"):
@@ -219,6 +224,8 @@ class TopicReader:
             for partition in begin if left is None else left:
                 self._consumer.seek(TopicPartition(*partition), begin[partition])
         while left is None or left:
+            if left is None:
+                self._take_in_added()
             with self._mapped("read"):
                 polled = self._consumer.poll(timeout_ms=int(POLL_S * 1000))
             self._notice_absence(bool(polled))
@@ -228,6 +235,19 @@ class TopicReader:
                 self._leave_finished(left)
             if found or left is None:
                 yield found
+
+    def _take_in_added(self) -> None:
+        """Read partitions that the topic has got since, beside the others; by what the client was told last."""
+        told = self._network.cluster.partitions_for_topic(self._topic) or set()
+        added = [p for p in sorted(Partition(self._topic, number) for number in told) if p not in self.partitions]
+        if not added:
+            return
+        beginning = self._offsets("beginning_offsets", added)
+        with self._mapped("read"):
+            self._consumer.assign([*self._consumer.assignment(), *(TopicPartition(*p) for p in added)])
+            for partition in added:
+                self._consumer.seek(TopicPartition(*partition), beginning[partition])
+        self.partitions += tuple(added)
 
     def _leave_finished(self, left: dict[Partition, int]) -> None:
         """Take partitions that are read up to their end out of ``left``; markers of transactions count as read."""

@@ -22,7 +22,7 @@ from pipeline.topics.kafka import Cluster
 from pipeline.wire import encode_alert
 from tests.alerts import make_alert
 from tests.hook import Hook, Post
-from tests.real_kafka import forget, unique, until
+from tests.real_kafka import add_partitions, forget, produce, unique, until
 
 pytestmark = pytest.mark.integration
 
@@ -148,6 +148,32 @@ def test_a_notifier_overtaken_by_retention_goes_on(kafka_bootstrap: str, tmp_pat
         process.terminate()
         assert process.wait(20) == 0
     assert "no longer in the log" in rig.said
+
+
+def test_only_a_partition_added_later_begins_at_its_beginning(kafka_bootstrap: str) -> None:
+    """What was written to it while no notifier ran is untold; at a first start it is what came before."""
+    cluster, old, other = Cluster(kafka_bootstrap), unique("old"), unique("other")
+    create_topics(kafka_bootstrap, {old: 2, other: 1})
+    with Bookmark(cluster.options(), unique("g"), cluster.call_deadline_s) as bookmark:
+        ends = {Partition(old, 0): 5, Partition(old, 1): 7}
+        assert bookmark.committed(ends) == ends
+        add_partitions(kafka_bootstrap, old, 3)
+        bookmark.commit(Partition(old, 0), 6)
+        ends = {Partition(old, 0): 9, Partition(old, 1): 9, Partition(old, 2): 4, Partition(other, 0): 8}
+        places = {Partition(old, 0): 6, Partition(old, 1): 7, Partition(old, 2): 0, Partition(other, 0): 8}
+        assert bookmark.committed(ends) == places
+        assert bookmark.committed(dict.fromkeys(ends, 99)) == places, "committed at once"
+
+
+@pytest.mark.slow
+def test_alerts_of_a_partition_added_meanwhile_are_told(kafka_bootstrap: str, tmp_path: Path) -> None:
+    """Streams move to it with their alerts, and the notifier's place is from before."""
+    rig = Rig(kafka_bootstrap, tmp_path)
+    rig.commit(0)
+    add_partitions(kafka_bootstrap, rig.topic, 2)
+    produce(kafka_bootstrap, rig.topic, [encode_alert(make_alert())], partition=1)
+    with Hook() as hook, rig.notifier(hook.url):
+        assert told(hook.wait(1)) == [("a1", "opened")]
 
 
 @pytest.mark.slow

@@ -28,6 +28,18 @@ def test_open_alerts_are_counted_by_profile_severity_and_group(metrics: MonitorM
     assert value("anomaly_open_alerts", labels | {"group": "hall 1"}) == 0
 
 
+@pytest.mark.parametrize("changes", [{"group": "hall 2"}, {"profile": "other"}])
+def test_resolved_alerts_of_names_no_longer_known_are_not_open(
+    metrics: MonitorMetrics, changes: dict[str, str]
+) -> None:
+    """A group that was renamed while its alert was open would stay red until a restart."""
+    labels = {"profile": "sensor", "severity": "warning", "group": "none"} | changes
+    metrics.show_alerts([make_alert(**changes)], {})
+    assert metrics.registry.get_sample_value("anomaly_open_alerts", labels) == 1
+    metrics.show_alerts([], {})
+    assert not metrics.registry.get_sample_value("anomaly_open_alerts", labels)
+
+
 def test_only_the_newest_alerts_are_shown_one_by_one(metrics: MonitorMetrics) -> None:
     """A storm of alerts must not become a storm of series."""
     alerts = [make_alert(alert_id=str(n), stream_id=f"s{n}", onset_ms=n) for n in range(1000)]

@@ -31,6 +31,11 @@ class Story:
         self._offset += 1
         return self.silence.hear("sensor", stream, PLACE, self._offset, self.now - late_ms, self.now)
 
+    def forget(self, stream: str = "s") -> Alert | None:
+        """A goodbye."""
+        self._offset += 1
+        return self.silence.forget("sensor", stream, PLACE, self._offset, self.now, self.now)
+
     def regular(self, count: int, gap_ms: int = MINUTE, late_ms: int = 0) -> None:
         """Records at a steady pace; none may be called silent in between."""
         for _ in range(count):
@@ -139,6 +144,56 @@ def test_a_silence_said_before_a_restart_is_resolved_after_it() -> None:
     assert resolved.alert_id == opened.alert_id
 
 
+@pytest.mark.parametrize("place", [PLACE, Partition("sensor-windows", 4)])
+def test_records_from_before_a_silence_do_not_end_it_after_a_restart(place: Partition) -> None:
+    """The lookback brings them once more; and from them the stream's rhythm is known, so that it is missed again."""
+    story = Story()
+    story.regular(MIN_GAPS + 1)
+    story.now += 30 * MINUTE
+    (opened,) = story.check()
+    after = Story()
+    after.silence = Silence(10, 60.0, {"sensor": 604_800.0}, 100, story.now)
+    after.now = story.now
+    after.silence.adopt(opened)
+    for number in range(1, MIN_GAPS + 2):
+        at = START + number * MINUTE
+        assert after.silence.hear("sensor", "s", PLACE, number, at, after.now) is None
+    assert after.check() == []
+    assert list(after.silence.counts()) == [("sensor", 1, 1)]
+    after.now += 5 * MINUTE
+    resolved = after.silence.hear("sensor", "s", place, MIN_GAPS + 2, after.now, after.now)
+    assert resolved is not None
+    assert (resolved.event, resolved.alert_id) == ("resolved", opened.alert_id)
+    after.now += DAY
+    (again,) = after.check()
+    assert again.alert_id != opened.alert_id
+
+
+def test_a_silence_of_a_topic_made_anew_ends_by_time() -> None:
+    """Its offsets begin at 0 once more, below the alert's."""
+    story = Story()
+    story.regular(MIN_GAPS + 1)
+    story.now += 30 * MINUTE
+    story.check()
+    assert story.silence.hear("sensor", "s", PLACE, 0, story.now, story.now) is not None
+
+
+def test_a_goodbye_from_before_a_silence_does_not_end_it() -> None:
+    """After a restart the lookback brings it once more."""
+    story = Story()
+    story.regular(3)
+    at, offset = story.now, 3
+    story.forget()
+    story.regular(MIN_GAPS + 2)
+    story.now += 30 * MINUTE
+    (opened,) = story.check()
+    after = Story()
+    after.now = story.now
+    after.silence.adopt(opened)
+    assert after.silence.forget("sensor", "s", PLACE, offset + 1, at, after.now) is None
+    assert list(after.silence.counts()) == [("sensor", 1, 1)]
+
+
 def test_a_stream_that_is_gone_ends() -> None:
     """Memory is bounded by the streams that are alive, and a sensor that was taken away does not stay red."""
     story = Story(idle_reset_s=3600)
@@ -157,7 +212,7 @@ def test_a_forgotten_stream_is_not_missed() -> None:
     story.regular(MIN_GAPS + 1)
     story.now += 30 * MINUTE
     story.check()
-    resolved = story.silence.forget("sensor", "s", story.now)
+    resolved = story.forget()
     assert resolved is not None
     assert resolved.event == "resolved"
     assert list(story.silence.counts()) == [("sensor", 0, 0)]
