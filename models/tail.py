@@ -57,6 +57,7 @@ UPDATE_DECADES = 1.0
 CONTROLLER_MAX = 1.0
 CONTROLLER_MIN = -1.0
 HYSTERESIS_NATS = 1.0
+LEAST_HYSTERESIS = 0.5
 
 NORMAL, ANOMALOUS, WARMING_UP, MISSING = 0, 1, 2, 3
 NO_EVENT, OPENED, UPDATED, RESOLVED = 0, 1, 2, 3
@@ -267,7 +268,9 @@ def decide(
     warm = life.count >= WARM_UP
     alarm = scored & warm & (score > threshold)
     was_open = life.open > 0.5
-    holding = alarm | (was_open & scored & warm & (score > threshold - HYSTERESIS_NATS / LN10))
+    # Never down to 0, which every score reaches: at few observations per alarm no alert would ever end.
+    holds_above = torch.maximum(threshold - HYSTERESIS_NATS / LN10, threshold * LEAST_HYSTERESIS)
+    holding = alarm | (was_open & scored & warm & (score > holds_above))
 
     life.quiet_s.add_(elapsed_s).masked_fill_(holding, 0.0)
     life.quiet_count.add_(scored).masked_fill_(holding, 0.0)

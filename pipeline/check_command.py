@@ -10,7 +10,7 @@ Exit code 0: ready, perhaps with warnings; 1: there are problems, each with what
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline.checks.finding import Facts, Finding, Level, ok, problem, verdict, warning
@@ -26,6 +26,7 @@ from pipeline.wiring import apply_threads, build_cluster, choose_device, fold_th
 from pipeline.wording import table
 
 EXIT_OK, EXIT_PROBLEMS = 0, 1
+FEWEST_OBSERVATIONS_PER_ALARM = 20
 
 EXAMPLES = """\
 examples:
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     streams = streams_of(args.streams, settings)
     findings = _shown([_settings_finding(settings, args.settings), _device_finding(settings)])
     stream_bytes = _print_profiles(settings)
+    findings += _shown(_budget_findings(settings))
     findings += _shown(check_versions(settings))
     facts = Facts()
     if not args.offline:
@@ -136,6 +138,21 @@ def _print_row(settings: Settings, name: str) -> int:
 def _settings_finding(settings: Settings, path: Path | None) -> Finding:
     origin = "defaults and environment" if path is None else str(path)
     return ok("settings", f"{origin}: profiles {', '.join(settings.profiles)}; registry {settings.registry.folder}")
+
+
+def _budget_findings(settings: Settings) -> Iterator[Finding]:
+    """Profiles whose alarm budget has few observations to an alarm: ordinary ones are anomalous then."""
+    for name, profile in settings.profiles.items():
+        if profile.interval_s is None:
+            continue
+        observations = profile.fold().alarm_every_s / profile.interval_s
+        if observations < FEWEST_OBSERVATIONS_PER_ALARM:
+            yield warning(
+                name,
+                f'alarm_budget "{profile.alarm_budget}" allows an alarm for every {observations:.3g} observations, so '
+                f"that ordinary ones reach the threshold; from {FEWEST_OBSERVATIONS_PER_ALARM} on it tells faults from "
+                "them: allow fewer alarms",
+            )
 
 
 def _device_finding(settings: Settings) -> Finding:

@@ -114,10 +114,11 @@ class Offline:
         streams
             All with the profile's features.
         length
-            Observations in a window.
+            Most observations in a window.
         max_batch_observations
             Observation vectors in one batch.
         """
+        length = window_length(length, streams, self.profile)
         for windows in in_rounds(streams, length, max_batch_observations):
             yield self.score({RECORDING: windows})
 
@@ -126,11 +127,22 @@ class Offline:
     ) -> Iterator[Absorbed]:
         """Fold the history of streams without output, before their first window; its positions do not count."""
         rows = self._engine.rows(self.version)
-        for windows in in_rounds(histories, length, silent=True):
+        for windows in in_rounds(histories, window_length(length, histories, self.profile), silent=True):
             yield self.score({partition: windows})
             slots = rows.slots(partition, windows.stream_ids)
             rows.header["position"][slots] = 0
             rows.header["last_record_ms"][slots] = -1
+
+
+def window_length(most: int, streams: Sequence[RecordedStream], profile: Profile) -> int:
+    """Observations in a window of recorded streams: ``most``, or so few that none of them spans an idle reset.
+
+    What is recorded has no record time, so that a window's is the time of its last observation: beside the window
+    before, a longer one would look like a silence, and every one of them would begin its stream anew.
+    """
+    spans_ms = [float(np.ptp(stream.times_ms)) / (len(stream) - 1) for stream in streams if len(stream) > most]
+    apart_ms = max(spans_ms, default=0.0)
+    return max(1, min(most, int(1000.0 * profile.fold().idle_reset_s / apart_ms))) if apart_ms > 0 else most
 
 
 def in_rounds(

@@ -33,7 +33,7 @@ from rich.text import Text
 from models.pretrained import Weights
 from pipeline.clock import SystemClock
 from pipeline.errors import ConfigurationError
-from pipeline.offline import WINDOW_LENGTH, Offline
+from pipeline.offline import WINDOW_LENGTH, Offline, window_length
 from pipeline.profile import Profile
 from pipeline.records import VERDICTS, Alert, StepStats
 from pipeline.registry import Registry
@@ -168,11 +168,9 @@ class _Plan:
 
 
 def _plan(args: argparse.Namespace, settings: Settings) -> _Plan:
-    for path in (args.scores, args.alerts):
-        if path is not None:
-            check_suffix(path)
     if not args.recordings:
         raise ConfigurationError("name a recording: a file, a folder, or kafka:TOPIC (see --help)")
+    _check_outputs(args)
     chosen = Chosen(
         tuple(args.streams),
         None if args.start is None else parse_time(args.start),
@@ -189,6 +187,19 @@ def _plan(args: argparse.Namespace, settings: Settings) -> _Plan:
     profiles |= {name: settings.profiles[name] for _, name in raw}
     history = _history(args, settings, {stream.name for stream in streams} if not raw else None)
     return _Plan(chosen, series, raw, history, profiles, _served_weights(settings, profiles))
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse outputs of an unknown kind, and those that would be written over each other or over what is read."""
+    outputs = [path for path in (args.scores, args.alerts) if path is not None]
+    for path in outputs:
+        check_suffix(path)
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ConfigurationError(f"--scores and --alerts are both {args.scores}: give each a file of its own")
+    for name in [*args.recordings, *args.warm_from]:
+        for path in outputs:
+            if not name.startswith(KAFKA) and path.resolve() == Path(name).resolve():
+                raise ConfigurationError(f"{path} is read here, and would be written over: name another file")
 
 
 def _is_raw(name: str) -> bool:
@@ -349,7 +360,8 @@ def _messages(
     """Everything to be produced, in the order of its times, and about how many messages that is."""
     length = args.window or (16 if _speed(args.speed) is None else 1)
     parts = [series_messages(group, topics[group.name], length, plan.history) for group in plan.series]
-    total = sum(len(WindowSequence(group.streams, length)) for group in plan.series)
+    lengths = [window_length(length, group.streams, group.profile) for group in plan.series]
+    total = sum(len(WindowSequence(g.streams, each)) for g, each in zip(plan.series, lengths, strict=True))
     for raw, name in plan.raw:
         profile = settings.profiles[name]
         records = choose_records(raw.read(), plan.chosen, profile, settings.limits)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.clock import Clock
+from pipeline.offline import window_length
 from pipeline.profile import Profile
 from pipeline.records import Partition, Record
 from pipeline.replay.inputs import History, Records, SeriesGroup
@@ -46,12 +47,12 @@ class Message(NamedTuple):
 
 def series_messages(group: SeriesGroup, topic: str, length: int, history: History) -> Iterator[Message]:
     """Windows of recorded streams in the order in which they were made; a stream's history goes before its first."""
-    for window in WindowSequence(group.streams, length):
+    for window in WindowSequence(group.streams, window_length(length, group.streams, group.profile)):
         key = window.stream_id.encode()
         due_ms = int(window.times_ms[-1])
         past = history.before(window.stream_id, int(window.times_ms[0]), group.profile.features)
         if past is not None:
-            for old in WindowSequence([past], HISTORY_LENGTH):
+            for old in WindowSequence([past], window_length(HISTORY_LENGTH, [past], group.profile)):
                 silent = encode_packed(old.stream_id, old.times_ms, old.values, silent=True)
                 yield Message(due_ms, topic, None, key, silent, int(old.times_ms[-1]))
         value = encode_packed(window.stream_id, window.times_ms, window.values, labels=window.labels)
@@ -73,7 +74,7 @@ def _silent_pasts(
         return
     windows, _ = decode_many([record], partition, profile, limits)
     for past in pasts_of(windows, history):
-        for old in WindowSequence([past], HISTORY_LENGTH):
+        for old in WindowSequence([past], window_length(HISTORY_LENGTH, [past], profile)):
             silent = encode_packed(old.stream_id, old.times_ms, old.values, silent=True)
             key, at = old.stream_id.encode(), int(old.times_ms[-1])
             yield Message(record.timestamp, topic, partition.partition, key, silent, at)

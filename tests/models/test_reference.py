@@ -289,7 +289,7 @@ class Reference:
         threshold = round((math.log(per_alarm) + self.d) / math.log(10.0), 3)
         is_warm = self.n >= 100
         alarm = is_warm and score > threshold
-        holds = alarm or (self.is_open and score > threshold - 1 / math.log(10.0))
+        holds = alarm or (self.is_open and score > max(threshold - 1 / math.log(10.0), threshold / 2))
         self.quiet_n, self.quiet_s = (0, 0.0) if holds else (self.quiet_n + 1, self.quiet_s + elapsed)
         event, d = 0, self.d
         if alarm and not self.is_open:

@@ -205,6 +205,15 @@ def test_hysteresis_keeps_an_episode_together():
     assert step(life, 3.2).verdict.item() == 0
 
 
+@pytest.mark.parametrize("observations", [2.0, 3.0])
+def test_an_alert_ends_however_few_observations_an_alarm_is_allowed_for(observations):
+    """At daily values and one alarm a week, hysteresis would reach down to 0, and any score would hold it."""
+    life = make_life()
+    assert step(life, 2.0, elapsed_s=86_400.0, per_alarm=observations).event.item() == 1
+    events = [step(life, 0.0, elapsed_s=86_400.0, per_alarm=observations).event.item() for _ in range(20)]
+    assert events.count(3) == 1
+
+
 def test_update_when_it_gets_worse():
     """An update says something new: a decade more, or critical; not every wiggle."""
     life = make_life()

@@ -59,6 +59,19 @@ def test_shipped_settings_are_ready_offline(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "registry").exists()
 
 
+def test_a_budget_that_ordinary_observations_use_up_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default one alarm is allowed a week: of daily values, every seventh."""
+    settings = tmp_path / "tidewatch.toml"
+    daily = '[profiles.shop]\ntopics = ["sales"]\nfeatures = ["value"]\ninterval_s = 86400\nidle_reset_s = 2e6\n'
+    for budget, said in ((None, 1), ("1 per month", 0)):
+        settings.write_text(daily + (f'alarm_budget = "{budget}"\n' if budget else ""))
+        assert main(["check", "--offline", "--settings", str(settings)]) == 0
+        text = capsys.readouterr().out
+        assert text.count('alarm_budget "1 per week" allows an alarm for every 7 observations') == said
+
+
 def test_wrong_settings_are_a_problem_with_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A script that runs the check before a roll-out stops at 1, and the person reads every complaint."""
     settings = tmp_path / "tidewatch.toml"

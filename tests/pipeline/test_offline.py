@@ -56,6 +56,20 @@ def test_offline_scores_are_those_of_a_worker() -> None:
     }
 
 
+@pytest.mark.parametrize("length", [16, 64])
+def test_windows_of_slow_streams_are_no_silences(length: int) -> None:
+    """Invariant 1: 64 daily values span nine weeks, longer than a stream may be silent before it begins anew."""
+    day_ms = 86_400_000
+    stream = make_stream("s", 0)
+    stream = replace(stream, interval_s=86_400.0, times_ms=START_MS + day_ms * np.arange(len(stream)))
+    profile = make_profile(interval_s=86_400.0, idle_reset_s=20 * 86_400.0)
+    one, several = (
+        scored(Offline("p", profile, tiny_weights()), [stream], length=cut)[0].values() for cut in (1, length)
+    )
+    np.testing.assert_allclose(list(several), list(one), atol=1e-3)
+    assert max(one) > 0
+
+
 def test_neighbours_and_batch_sizes_change_nothing() -> None:
     """Invariants 1 and 4: a stream alone in small batches scores as among others in one batch, positions included."""
     streams = [make_stream(f"s{seed}", seed, 220 - 30 * seed) for seed in range(4)]

@@ -11,7 +11,7 @@ import pytest
 
 from models.config import PredictorConfig
 from models.pretrained import Weights
-from pipeline.__main__ import main
+from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.errors import ConfigurationError
 from pipeline.records import FeatureEvidence, Partition, StoredRecord
 from pipeline.registry import Registry
@@ -113,6 +113,20 @@ def test_same_recording_and_settings_give_the_same_bytes(
         written.append([file.read_bytes() for file in files])
     assert written[0] == written[1]
     assert all(len(text) > 100 for text in written[0])
+
+
+def test_outputs_never_replace_what_is_read_or_each_other(
+    settings_file: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A typing error must not cost the only recording of a fault."""
+    before, other = recording.read_bytes(), tmp_path / "other.csv"
+    there = tmp_path / "out" / ".." / recording.name
+    (tmp_path / "out").mkdir()
+    for words in (["--scores", there], ["--alerts", recording], ["--scores", other, "--alerts", other]):
+        assert replay(recording, "--settings", settings_file, *words) == EXIT_CONFIGURATION
+    assert replay(write_csv(other, {"a": make_series(1, 9)}), "--warm-from", recording, "--scores", recording) == 2
+    assert "would be written over" in capsys.readouterr().err
+    assert recording.read_bytes() == before
 
 
 def test_a_changed_predictor_is_what_is_tried(settings_file: Path, recording: Path, tmp_path: Path) -> None:
