@@ -205,7 +205,7 @@ def test_hysteresis_keeps_an_episode_together():
     assert step(life, 3.2).verdict.item() == 0
 
 
-@pytest.mark.parametrize("observations", [2.0, 3.0])
+@pytest.mark.parametrize("observations", [3.0, 4.0])
 def test_an_alert_ends_however_few_observations_an_alarm_is_allowed_for(observations):
     """At daily values and one alarm a week, hysteresis would reach down to 0, and any score would hold it."""
     life = make_life()
