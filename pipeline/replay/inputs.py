@@ -110,7 +110,11 @@ def load_streams(paths: Sequence[Path], chosen: Chosen) -> list[RecordedStream]:
         raise ConfigurationError(f"no stream matches {', '.join(chosen.patterns)}; there are {len(offered)}: {some}")
     filled = [stream for stream in streams.values() if len(stream) and stream.features]
     if not filled:
-        raise ConfigurationError("no observation is left: check --start, --end, and that there are columns of numbers")
+        first = next(iter(streams.values()))
+        reasons = "" if first.features else _left_out(first, first.dropped)
+        raise ConfigurationError(
+            f"no observation is left: check --start, --end, and that there are columns of numbers{reasons}"
+        )
     return filled
 
 
@@ -168,9 +172,15 @@ def _named_profile(profiles: dict[str, Profile], name: str, streams: Sequence[Re
         if stream.features != profile.features:
             raise ConfigurationError(
                 f"profile {name} has the features {', '.join(profile.features)}; "
-                f"stream {stream.name!r} has {', '.join(stream.features)}"
+                f"stream {stream.name!r} has {', '.join(stream.features)}{_left_out(stream, profile.features)}"
             )
     return profile
+
+
+def _left_out(stream: RecordedStream, names: Iterable[str]) -> str:
+    """What is said of those columns that the recording has, but not as numbers."""
+    reasons = ((name, stream.left_out[name]) for name in names if name in stream.left_out)
+    return "".join(f"; column {name} was left out: {reason}" for name, reason in reasons)
 
 
 def named(profiles: dict[str, Profile], name: str) -> Profile:

@@ -7,7 +7,7 @@ records are in record files, which :mod:`pipeline.sources.record_file` reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,8 @@ class RecordedStream:
         Whether event times are clock times; otherwise they count from 1970-01-01.
     train_prefix
         Leading observations a detector may learn from before it is judged; ``None`` where none are defined.
-    dropped
-        Columns left out because they are no numbers.
+    left_out
+        Why each column that is no feature was left out, by its name.
     """
 
     name: str
@@ -58,10 +58,15 @@ class RecordedStream:
     labels: UInt8 | None = None
     clock: bool = True
     train_prefix: int | None = None
-    dropped: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.times_ms)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Columns left out because they are codes or no numbers."""
+        return tuple(self.left_out)
 
 
 class Recording:
@@ -181,7 +186,7 @@ def _open_manifest(folder: Path, file: str | None = None) -> Recording:
 
 def _load_series(folder: Path, series: _Series) -> RecordedStream:
     table = read_table(folder / series.file, series.timestamp_kind, frozenset(series.categorical_features))
-    missing = [name for name in series.features if name not in table.columns and name not in table.dropped]
+    missing = [name for name in series.features if name not in table.columns and name not in table.left_out]
     if missing or (series.rows is not None and series.rows != len(table.times_us)):
         raise ConfigurationError(
             f"{folder / series.file}: {len(table.times_us)} rows and columns {list(table.columns)} are not what the "
@@ -197,7 +202,7 @@ def _load_series(folder: Path, series: _Series) -> RecordedStream:
         stream.labels,
         clock=series.timestamp_kind == "iso8601",
         train_prefix=series.train_prefix_rows,
-        dropped=stream.dropped,
+        left_out=stream.left_out,
     )
 
 
@@ -258,7 +263,7 @@ def _streams_of(table: Table, name: str) -> list[RecordedStream]:
                 values[rows],
                 labels,
                 clock=table.clock,
-                dropped=table.dropped,
+                left_out=table.left_out,
             )
         )
     return streams
@@ -381,7 +386,7 @@ def _between(stream: RecordedStream, start_ms: int | None, end_ms: int | None) -
         stream.values[kept],
         None if stream.labels is None else stream.labels[kept],
         clock=stream.clock,
-        dropped=stream.dropped,
+        left_out=stream.left_out,
     )
 
 

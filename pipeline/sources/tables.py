@@ -1,11 +1,13 @@
 """Recorded tables, CSV, JSON Lines and Parquet, as columns of numbers.
 
 A row is one observation. Columns: ``timestamp`` (or ``time``), optionally ``stream_id`` and ``label``, and features.
-An empty cell, null or NaN is a missing value. A feature with anything that is no number is left out and named in
-``Table.dropped``. JSON Lines may also hold windows as producers send them (see :mod:`pipeline.wire`).
+An empty cell, null, NaN and what people write for it (``n/a``, ``-``) is a missing value; true and false are 1 and 0.
+A feature with anything else that is no number is left out, and ``Table.left_out`` says why. Rows are counted from 1,
+without header and empty lines. JSON Lines may also hold windows as producers send them (see :mod:`pipeline.wire`).
 
-Timestamps: ISO 8601 (UTC where no zone is given), ``seconds`` or ms since the epoch or since the first row, or a
-plain row number, which is taken as seconds. What is finer than a microsecond is lost.
+Timestamps: ISO 8601 (UTC where no zone is given); numbers since the epoch, in seconds, ms, us or ns, as the size of the
+first one shows; ``seconds`` since the first row; or a plain row number, which is taken as seconds. None is before 1970,
+which the wire refuses. What is finer than a microsecond is lost.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
+from math import isnan
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigurationError
@@ -37,23 +41,30 @@ _ROWS_AT_ONCE = 20_000
 _TIMESTAMP, _STREAM, _LABEL = ("timestamp", "time"), "stream_id", "label"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-# Numbers from here on are ms since the epoch (1973 as ms, the year 5138 as seconds); seconds from here on are a clock.
-_MILLISECONDS_FROM = 1e11
+# Seconds from here on (1973) are a clock. A finer unit begins where it reads as 1973 too, and the coarser one as 5138.
 _CLOCK_FROM_S = 1e8
+_US_PER_UNIT_FROM = ((1e17, 1e-3), (1e14, 1.0), (1e11, 1e3))
+_CLOCK_ENDS_US = 7_258_118_400e6  # the year 2200: a later time was written in another unit, or as digits of a date
 _LATEST_US = 253_402_300_799e6
+_US_PER_YEAR = 31_556_952e6
+_SEPARATORS = ",;\t"
+_WORDS = dict.fromkeys(("", "n/a", "na", "null", "none", "-"), float("nan")) | {"true": 1.0, "false": 0.0}
 _NO_TIME = "a timestamp is missing"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A recorded table: ``(T,)`` columns in the order of the file; ``stream_ids`` where rows name their stream."""
+    """A recorded table: ``(T,)`` columns in the order of the file; ``stream_ids`` where rows name their stream.
+
+    ``left_out`` says of each column that is no feature, by name, why.
+    """
 
     times_us: Int64
     columns: dict[str, Float32]
     labels: UInt8 | None
     stream_ids: list[str] | None
     clock: bool
-    dropped: tuple[str, ...]
+    left_out: dict[str, str]
 
 
 def read_table(path: Path, kind: TimestampKind | None = None, categorical: frozenset[str] = frozenset()) -> Table:
@@ -69,7 +80,7 @@ def read_table(path: Path, kind: TimestampKind | None = None, categorical: froze
     Raises
     ------
     ConfigurationError
-        Unknown ending, no timestamps, ragged or unreadable content.
+        Unknown ending, no timestamps or impossible ones, ragged or unreadable content.
     """
     name = path.name.removesuffix(".gz")
     for end, read in READERS.items():
@@ -87,98 +98,138 @@ class _Collector:
     """Collects rows, some thousand at a time, into columns."""
 
     def __init__(self, names: Sequence[str], kind: TimestampKind | None, categorical: frozenset[str]) -> None:
-        found = [name for name in _TIMESTAMP if name in names]
+        names = [name.strip() for name in names]
+        found = [name for wanted in _TIMESTAMP for name in names if name.lower() == wanted]
         if not found:
             raise ValueError(f"no column {' or '.join(_TIMESTAMP)} among {list(names)}")
         if len(set(names)) < len(names):
             raise ValueError(f"a column name stands twice among {list(names)}")
         self._time = found[0]
         self._kind = kind
-        self._clock = True
+        self._writing: _Writing | None = None
         self._names = tuple(names)
-        self._dropped = dict.fromkeys(name for name in names if name in categorical)
+        self._left_out = {name: "its manifest says that it is a code" for name in names if name in categorical}
         self._numbers: dict[str, list[Float32]] = {
             name: [] for name in names if name not in (self._time, _STREAM, _LABEL) and name not in categorical
         }
         self._times: list[Int64] = []
         self._labels: list[UInt8] = []
         self._streams: list[str] = []
+        self._rows = 0
 
     def add(self, columns: Sequence[Sequence[Any]]) -> None:
-        """Add one batch of rows, given as columns of texts or numbers."""
+        """Add one batch of rows, at least one, given as columns of texts or numbers."""
+        row = self._rows + 1
         for name, column in zip(self._names, columns, strict=True):
             if name == self._time:
-                if self._kind is None:
-                    self._kind, self._clock = _kind_of(column[0])
-                self._times.append(_times_us(column, self._kind))
+                self._writing = self._writing or _writing_of(column[0], self._kind)
+                self._times.append(_times_us(column, self._writing, row))
             elif name == _STREAM:
                 self._streams.extend(map(str, column))
             elif name == _LABEL:
-                self._labels.append(np.array([_label(cell) for cell in column], np.uint8))
+                labels = _converted(f"column {name}: ", column, _label, row)
+                self._labels.append(np.fromiter(labels, np.uint8, len(column)))
             elif name in self._numbers:
-                numbers = _numbers(column)
-                if numbers is None:
+                try:
+                    self._numbers[name].append(_numbers(column, row))
+                except ValueError as exc:
                     del self._numbers[name]
-                    self._dropped[name] = None
-                else:
-                    self._numbers[name].append(numbers)
+                    self._left_out[name] = str(exc)
+        self._rows += len(columns[0])
 
     def table(self) -> Table:
-        if not self._times:
+        if self._writing is None:
             raise ValueError("no rows")
         return Table(
             times_us=np.concatenate(self._times),
             columns={name: np.concatenate(parts) for name, parts in self._numbers.items()},
             labels=np.concatenate(self._labels) if _LABEL in self._names else None,
             stream_ids=self._streams if _STREAM in self._names else None,
-            clock=self._clock and self._kind != "row_index",
-            dropped=tuple(self._dropped),
+            clock=self._writing.is_clock,
+            left_out=self._left_out,
         )
 
 
-def _kind_of(cell: Any) -> tuple[TimestampKind, bool]:
-    """What the first timestamp shows: the kind, and whether it is a clock time."""
-    if cell is None:
-        raise ValueError(_NO_TIME)
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """How a file writes its timestamps, as the first one shows, and whether they are clock times."""
+
+    kind: TimestampKind
+    us_per_unit: float
+    is_clock: bool
+
+
+def _writing_of(first: Any, kind: TimestampKind | None) -> _Writing:
     try:
-        number = float(cell)
-    except ValueError:
-        return "iso8601", True
-    return "seconds", number >= _CLOCK_FROM_S
+        number = float(first)
+    except (ValueError, TypeError, OverflowError):
+        return _Writing(kind or "iso8601", 1e6, kind in (None, "iso8601"))
+    if kind in ("iso8601", "row_index"):
+        return _Writing(kind, 1e6, kind == "iso8601")
+    us_per_unit = next((us for begin, us in _US_PER_UNIT_FROM if number >= begin), 1e6)
+    return _Writing("seconds", us_per_unit, number >= _CLOCK_FROM_S)
 
 
-def _times_us(column: Sequence[Any], kind: TimestampKind) -> Int64:
+def _times_us(column: Sequence[Any], writing: _Writing, first_row: int) -> Int64:
     if None in column:
-        raise ValueError(_NO_TIME)
-    if kind == "iso8601":
-        return np.fromiter((_iso_us(cell) for cell in column), np.int64, len(column))
-    numbers = np.fromiter(map(float, column), np.float64, len(column))
-    if not np.isfinite(numbers).all():
-        raise ValueError(_NO_TIME)
-    in_ms = kind == "seconds" and numbers[0] >= _MILLISECONDS_FROM
-    micros = np.rint(numbers * (1e3 if in_ms else 1e6))
-    if np.abs(micros).max() > _LATEST_US:
-        raise ValueError(f"a timestamp is beyond the year 9999: {column[int(np.abs(micros).argmax())]}")
+        raise ValueError(f"{_NO_TIME} in row {first_row + column.index(None)}")
+    micros: Int64 | npt.NDArray[np.float64]
+    if writing.kind == "iso8601":
+        micros = np.fromiter(_converted("timestamp ", column, _iso_us, first_row), np.int64, len(column))
+    else:
+        numbers = np.fromiter(_converted("timestamp ", column, _number, first_row), np.float64, len(column))
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"{_NO_TIME} in row {first_row + int(np.isfinite(numbers).argmin())}")
+        micros = np.rint(numbers * writing.us_per_unit)
+    earliest, latest = int(micros.argmin()), int(micros.argmax())
+    if micros[earliest] < 0:
+        raise ValueError(f"timestamp {column[earliest]} in row {first_row + earliest} is below 0, or before 1970")
+    if micros[latest] > _LATEST_US:
+        raise ValueError(f"a timestamp is beyond the year 9999: {column[latest]} in row {first_row + latest}")
+    if writing.is_clock and writing.kind == "seconds" and micros[latest] >= _CLOCK_ENDS_US:
+        year = 1970 + int(micros[latest] / _US_PER_YEAR)
+        raise ValueError(f"timestamp {column[latest]} reads as the year {year}, in row {first_row + latest}")
     return micros.astype(np.int64)
 
 
 def _iso_us(cell: Any) -> int:
-    time = datetime.fromisoformat(str(cell))
+    try:
+        time = datetime.fromisoformat(str(cell))
+    except ValueError as exc:
+        raise ValueError(f"is no time: {exc}") from exc
     return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 
-def _numbers(column: Sequence[Any]) -> Float32 | None:
-    """The column as numbers, or ``None`` where a cell is none."""
+def _numbers(column: Sequence[Any], first_row: int) -> Float32:
+    with np.errstate(over="ignore"):
+        return np.fromiter(_converted("", column, _number, first_row), np.float64, len(column)).astype(np.float32)
+
+
+def _converted(what: str, column: Sequence[Any], convert: Callable[[Any], float], first_row: int) -> Iterator[float]:
+    """The cells one by one; the error of one that cannot be converted names it and its row."""
+    for row, cell in enumerate(column, first_row):
+        try:
+            yield convert(cell)
+        except ValueError as exc:
+            raise ValueError(f"{what}{cell!r:.60} in row {row} {exc}") from exc
+
+
+def _number(cell: Any) -> float:
+    """A cell as a number, NaN where its value is missing."""
+    if cell is None:
+        return float("nan")
     try:
-        cells = ("nan" if cell is None or cell == "" else cell for cell in column)
-        with np.errstate(over="ignore"):
-            return np.fromiter(map(float, cells), np.float64, len(column)).astype(np.float32)
-    except (ValueError, TypeError):
-        return None
+        return float(cell)
+    except (ValueError, TypeError, OverflowError) as exc:
+        number = _WORDS.get(str(cell).strip().lower())
+        if number is None:
+            raise ValueError("is no number") from exc
+        return number
 
 
 def _label(cell: Any) -> int:
-    return 0 if cell is None or cell == "" else int(float(cell) != 0)
+    number = _number(cell)
+    return int(number != 0 and not isnan(number))
 
 
 def open_binary(path: Path) -> BinaryIO:
@@ -191,7 +242,8 @@ def open_binary(path: Path) -> BinaryIO:
 
 def _read_csv(path: Path, kind: TimestampKind | None, categorical: frozenset[str]) -> Table:
     with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text)
+        first = text.readline()
+        reader = csv.reader(chain([first], text), delimiter=max(_SEPARATORS, key=first.count))
         header = next(reader, [])
         collector = _Collector(header, kind, categorical)
         while rows := list(islice(reader, _ROWS_AT_ONCE)):
@@ -254,7 +306,7 @@ def _from_windows(lines: Sequence[bytes]) -> Table:
         labels=np.concatenate(joined) if any(found is not None for found in labels) else None,
         stream_ids=np.repeat(np.array(decoded.stream_ids, object), decoded.lengths).tolist(),
         clock=bool(decoded.times_ms[0] >= _CLOCK_FROM_S * 1000),
-        dropped=(),
+        left_out={},
     )
 
 
@@ -281,7 +333,8 @@ def _read_parquet(path: Path, kind: TimestampKind | None, categorical: frozenset
             since_epoch = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False).cast(pa.int64())
             column = pc.divide(since_epoch.cast(pa.float64()), 1e6)
         columns.append(column.to_pylist())
-    collector.add(columns)
+    if read.num_rows:
+        collector.add(columns)
     return collector.table()
 
 

@@ -15,6 +15,7 @@ from pyarrow import parquet
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
 from pipeline.records import Partition, StoredRecord
+from pipeline.replay.inputs import Chosen, group_by_profile, load_streams
 from pipeline.settings import Limits
 from pipeline.sinks.recording import RecordingSink, RecordWriter
 from pipeline.sources.base import CommittedOffset, GroupNote
@@ -108,6 +109,8 @@ def test_every_format_reads_to_the_same_streams(tmp_path: Path, write: Callable[
         ("2025-06-15 15:06:40Z", "2025-06-15 17:06:41.5+02:00", [NOON_MS, NOON_MS + 1500], True),
         ("1750000000", "1750000001.5", [NOON_MS, NOON_MS + 1500], True),
         ("1750000000000", "1750000001500", [NOON_MS, NOON_MS + 1500], True),
+        ("1750000000000000", "1750000001500000", [NOON_MS, NOON_MS + 1500], True),
+        ("1750000000000000000", "1750000001500000000", [NOON_MS, NOON_MS + 1500], True),
         ("0", "60", [0, 60_000], False),
     ],
 )
@@ -207,6 +210,14 @@ def test_folder_without_manifest_names_streams_by_path(tmp_path: Path) -> None:
         ("x.csv", b"timestamp,value\n0,\xff\n", "cannot be read"),
         ("x.csv.gz", gzip.compress(b"timestamp,value\n0,1\n" * 99)[:-9], "cannot be read"),
         ("x.csv.gz", b"timestamp,value\n0,1\n", "cannot be read"),
+        ("x.csv", b"timestamp,value\n2025-06-15,1\n,1\n", "timestamp '' in row 2 is no time: Invalid isoformat"),
+        ("x.csv", b"timestamp,value\n0,1\nnoon,1\n", "timestamp 'noon' in row 2 is no number"),
+        ("x.csv", b"timestamp,value\n20250615150640,2\n", "timestamp 20250615150640 reads as the year 2611"),
+        ("x.csv", b"timestamp,value\n1e8,1\n1e10,1\n", "timestamp 1e10 reads as the year 2286"),
+        ("x.csv", b"timestamp,value\n5,1\n-5,1\n", "timestamp -5 in row 2 is below 0"),
+        ("x.csv", b"timestamp,value\n-1e30,1\n", "timestamp -1e30 in row 1 is below 0"),
+        ("x.csv", b"timestamp,value\n1969-12-31,1\n", "timestamp 1969-12-31 in row 1 is below 0, or before 1970"),
+        ("x.csv", b"timestamp,value,label\n0,1,0\n1,1,bad\n", "column label: 'bad' in row 2 is no number"),
         ("x.jsonl", b"[1]\n", "not one JSON object per line"),
         ("x.jsonl", b'{"timestamp": 0}\n{', "x.jsonl"),
         ("x.jsonl", b'{"timestamp": 0, "a": 1}\n{"a": 2}\n', "a timestamp is missing"),
@@ -227,6 +238,83 @@ def test_unreadable_recording_is_refused_by_name(tmp_path: Path, name: str, cont
         list(open_recording(path))
     assert str(path.name) in str(caught.value)
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("times", "reason"),
+    [
+        (pa.array([], pa.timestamp("us")), "no rows"),
+        (pa.array([None, 5], pa.timestamp("us")), "a timestamp is missing in row 1"),
+        (pa.array([None], pa.date32()), "a timestamp is missing in row 1"),
+        (pa.array([-1, 5], pa.date32()), "timestamp 1969-12-31 in row 1 is below 0, or before 1970"),
+        (pa.array([[1]]), "timestamp [1] in row 1 is no time"),
+    ],
+)
+def test_unreadable_parquet_is_refused_by_name(tmp_path: Path, times: pa.Array, reason: str) -> None:
+    """Typed columns go wrong in other ways than texts, and no way may end in a traceback."""
+    parquet.write_table(pa.table({"timestamp": times, "value": [1.0] * len(times)}), tmp_path / "x.parquet")
+    with pytest.raises(ConfigurationError) as caught:
+        open_recording(tmp_path / "x.parquet")
+    assert "x.parquet" in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_dates_of_parquet_are_read_as_midnights(tmp_path: Path) -> None:
+    """Daily figures are dates in a warehouse."""
+    table = pa.table({"timestamp": pa.array([20_254, 20_255], pa.date32()), "value": [1.0, 2.0]})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    [one] = open_recording(tmp_path / "x.parquet")
+    assert one.times_ms.tolist() == [20_254 * 86_400_000, 20_255 * 86_400_000]
+    assert one.clock
+
+
+@pytest.mark.parametrize("cell", ["", "n/a", "N/A", "NA", "null", "None", "-", " nan "])
+def test_what_people_write_for_missing_is_missing(tmp_path: Path, cell: str) -> None:
+    """One sensor that was off for a minute must not take its whole column with it."""
+    [one] = open_recording(write_csv(tmp_path / "x.csv", f"timestamp,flow,label\n0,1.5,{cell}\n1,{cell},1\n"))
+    assert (one.features, one.left_out) == (("flow",), {})
+    np.testing.assert_array_equal(one.values, np.array([[1.5], [np.nan]], np.float32))
+    assert one.labels is not None
+    assert one.labels.tolist() == [0, 1]
+
+
+def test_true_and_false_are_numbers_in_every_format(tmp_path: Path) -> None:
+    """A valve is open or shut whether a producer writes JSON or CSV."""
+    write_csv(tmp_path / "a.csv", "timestamp,open,label\n0,True,false\n1,false,TRUE\n")
+    (tmp_path / "b.jsonl").write_text(
+        '{"timestamp":0,"open":true,"label":false}\n{"timestamp":1,"open":false,"label":true}'
+    )
+    for one in open_recording(tmp_path):
+        assert one.features == ("open",)
+        assert one.values.tolist() == [[1], [0]]
+        assert one.labels is not None
+        assert one.labels.tolist() == [0, 1]
+
+
+def test_column_that_is_left_out_says_which_cell_was_no_number(tmp_path: Path) -> None:
+    """Whoever misses a feature must find the one cell among thousands, past the rows that are read at once."""
+    rows = "".join(f"{row},1,{'abc' if row == 20_011 else 2}\n" for row in range(20_020))
+    streams = load_streams([write_csv(tmp_path / "x.csv", f"timestamp,pressure,flow\n{rows}")], Chosen())
+    assert streams[0].dropped == ("flow",)
+    profile = Profile(topics=("pumps",), features=("pressure", "flow"))
+    with pytest.raises(
+        ConfigurationError, match="has pressure; column flow was left out: 'abc' in row 20012 is no number"
+    ):
+        group_by_profile(streams, {"pumps": profile}, "pumps")
+    comma = write_csv(tmp_path / "y.csv", "timestamp;flow\n0;1,5\n")
+    with pytest.raises(ConfigurationError, match="columns of numbers; column flow was left out: '1,5' in row 1"):
+        load_streams([comma], Chosen())
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_columns_are_found_however_separated(tmp_path: Path, separator: str) -> None:
+    """Spreadsheets write what their country uses, blanks and capitals included."""
+    rows = [("Timestamp ", " flow", " pressure"), ("0", "1", "2"), ("60", "3", "4")]
+    path = write_csv(tmp_path / "x.csv", "".join(f"{separator.join(row)}\n" for row in rows))
+    [one] = open_recording(path)
+    assert one.features == ("flow", "pressure")
+    assert one.times_ms.tolist() == [0, 60_000]
+    assert one.values.tolist() == [[1, 2], [3, 4]]
 
 
 times_strategy = st.lists(st.integers(0, 30).map(lambda t: t * 1000), max_size=30)
