@@ -52,21 +52,24 @@ class Cell:
         return value if np.isfinite(value) else None
 
 
-ENDED = Cell(
-    RESOLVED,
-    0.0,
-    0.0,
-    VERDICTS.index("warming_up"),
-    "none",
-    0.0,
-    {
-        **dict.fromkeys(("peak", "gate", "forecast_8", "forecast_4"), np.full(1, np.nan)),
-        **dict.fromkeys(("severity", "direction"), np.zeros(1)),
-        "nats": np.empty((1, 0)),
-    },
-    0,
-)
-"""What resolves the open alert of a stream that begins anew: there is no evidence."""
+def ended(peak: float, severity: int) -> Cell:
+    """What resolves the open alert of a stream that begins anew: no evidence, only how bad the episode was."""
+    return Cell(
+        RESOLVED,
+        0.0,
+        0.0,
+        VERDICTS.index("warming_up"),
+        "none",
+        0.0,
+        {
+            "peak": np.array([peak]),
+            "severity": np.array([severity]),
+            **dict.fromkeys(("gate", "forecast_8", "forecast_4"), np.full(1, np.nan)),
+            "direction": np.zeros(1),
+            "nats": np.empty((1, 0)),
+        },
+        0,
+    )
 
 
 def alert_id(place: AlertPlace) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 
 from models.config import HiddenOnSwap
 from models.step import Scorer, StepScores
-from pipeline.alerts import ENDED, AlertPlace, build_alert
+from pipeline.alerts import AlertPlace, build_alert, ended
 from pipeline.errors import StateLost, VersionError
 from pipeline.observations import Detail, Observations, join, lay_out, turns
 from pipeline.profile import Profile
@@ -75,6 +76,20 @@ class Absorbed:
     missing_values: int
     skipped_windows: int
     silent_observations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Where in a batch a row was wiped (before this window and index), and the episode that it held until then."""
+
+    window: int
+    index: float
+    peak: float
+    severity: int
+
+
+Endings = dict[int, list[Ending]]
+"""Endings of each slot, in time order."""
 
 
 class Engine:
@@ -247,12 +262,13 @@ class Engine:
         taken = windows.offsets >= rows.header["position"][slots]
         partial = rows.header["partial_left"][slots] > 0
         batch = lay_out(windows, slots, taken, rows.header, int(rows.scorer.config.idle_reset_s * 1000))
-        self._fold(rows, batch)
-        self._note_positions(rows, windows, slots, taken, batch, now_s)
+        endings: Endings = defaultdict(list)
+        self._fold(rows, batch, endings)
+        self._note_positions(rows, windows, slots, taken, batch, endings, now_s)
         emit_from = np.array([share.emit_from for share in shares], dtype=np.int64)[share_of]
         speaks = taken & ~windows.silent & (windows.offsets >= emit_from)
         emitted = self._scores(rows, shares, windows, share_of, speaks, partial, batch)
-        alerts = self._alerts(rows, shares, windows, share_of, speaks, partial, batch)
+        alerts = self._alerts(rows, shares, windows, share_of, speaks, partial, batch, endings)
         return Absorbed(
             [scores for scores, _ in emitted],
             [batch.detail(cells) for _, cells in emitted] if self.detail else [],
@@ -264,13 +280,13 @@ class Engine:
             silent_observations=int((~speaks[batch.window]).sum()),
         )
 
-    def _fold(self, rows: ResidentRows, batch: Observations) -> None:
+    def _fold(self, rows: ResidentRows, batch: Observations, endings: Endings) -> None:
         """Run every stream's observations through the scorer, in calls of equal length."""
         for turn in turns(batch):
             fresh = batch.fresh[turn.first]
             if fresh.any():
-                rows.rows.clear(torch.from_numpy(turn.slot[fresh]))
-                rows.header["last_event_ms"][turn.slot[fresh]] = -1
+                cells = turn.first[fresh]
+                _wipe(rows, turn.slot[fresh], batch.window[cells], batch.index[cells] - 0.5, endings)
             at, left = turn.first.copy(), turn.length.copy()
             for length in CALL_LENGTHS:
                 while len(due := np.flatnonzero(left >= length)):
@@ -319,15 +335,21 @@ class Engine:
         return where, scores
 
     def _note_positions(
-        self, rows: ResidentRows, windows: Windows, slots: Int64, taken: Bool, batch: Observations, now_s: float
+        self,
+        rows: ResidentRows,
+        windows: Windows,
+        slots: Int64,
+        taken: Bool,
+        batch: Observations,
+        endings: Endings,
+        now_s: float,
     ) -> None:
         """Move positions over every window taken, late ones and control records included."""
         rows.forgotten[slots[taken]] = False
         for window in np.flatnonzero(taken & (windows.control != CONTROL_NONE)).tolist():
             batch.controls.append((int(slots[window]), window))
             if not (taken[window + 1 :] & (slots[window + 1 :] == slots[window])).any():
-                rows.rows.clear(torch.from_numpy(slots[window : window + 1]))
-                rows.header["last_event_ms"][slots[window]] = -1
+                _wipe(rows, slots[window : window + 1], np.array([window]), np.array([-1.0]), endings)
                 rows.forgotten[slots[window]] = windows.control[window] == CONTROL_FORGET
         rows.mark_absorbed(slots[taken], windows.offsets[taken], now_s)
         np.maximum.at(rows.header["last_record_ms"], slots[taken], windows.record_ms[taken])
@@ -386,10 +408,12 @@ class Engine:
         speaks: Bool,
         partial: Bool,
         batch: Observations,
+        endings: Endings,
     ) -> list[Alert]:
         """The alert events of this batch, each stream's in time order; onsets are kept in the header.
 
-        Where a stream begins anew, by a control record or after a long silence, the alert that was open is resolved.
+        Where a stream begins anew, by a control record or after a long silence, the alert that was open is resolved,
+        with the figures of the row that was wiped: this event may be the only one of the alert that a reader keeps.
         """
         events: list[tuple[int, int, float, int | None, int, Mapping[str, npt.NDArray[Any]]]] = [
             (int(batch.slot[cell]), int(batch.window[cell]), float(batch.index[cell]), cell, row, arrays)
@@ -425,11 +449,43 @@ class Engine:
                     int(header["onset_ms"][0]),
                     bool(partial[window]),
                 )
-                found = ENDED if cell is None else batch.cell(cell, row, arrays, rows.scorer.signals)
+                if cell is None:
+                    found = ended(*_worst_of(endings[slot], window, index))
+                else:
+                    found = batch.cell(cell, row, arrays, rows.scorer.signals)
                 alerts.append(build_alert(self.name, self.profile, rows.version, place, found))
             if event == RESOLVED:
                 header["onset_offset"] = header["onset_index"] = header["onset_ms"] = -1
         return sorted(alerts, key=lambda alert: (alert.partition, alert.offset, alert.index))
+
+
+def _wipe(
+    rows: ResidentRows, slots: Int64, window: Int64, index: npt.NDArray[np.floating[Any]], endings: Endings
+) -> None:
+    """Make rows fresh before these windows and indices, and note what those with a past held.
+
+    A new stream has no past, so that the device is waited for only where something ends.
+    """
+    past = np.flatnonzero(rows.header["last_event_ms"][slots] >= 0)
+    if len(past):
+        peak, severity = (rows.layout.columns(name).start for name in ("life.peak", "life.severity"))
+        entity = rows.rows.entity
+        held = entity[torch.from_numpy(slots[past]).to(entity.device)][:, [peak, severity]].tolist()  # device sync
+        for at, (worst, grade) in zip(past.tolist(), held, strict=True):
+            endings[int(slots[at])].append(Ending(int(window[at]), float(index[at]), worst, int(grade)))
+    rows.rows.clear(torch.from_numpy(slots))
+    rows.header["last_event_ms"][slots] = -1
+
+
+def _worst_of(endings: Sequence[Ending], window: int, index: float) -> tuple[float, int]:
+    """Peak and severity of the episode that ends here; a control record's row is wiped with what comes after it.
+
+    Nothing is known where the row had no past: its weights were gone, and it began afresh with its alert open.
+    """
+    for ending in endings:
+        if (ending.window, ending.index) >= (window, index):
+            return ending.peak, ending.severity
+    return 0.0, 0
 
 
 def tile_streams(streams: int, features: int, threads: int) -> int:

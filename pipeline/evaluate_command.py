@@ -39,7 +39,7 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from pipeline.errors import ConfigurationError
-from pipeline.evaluate.compare import Difference, Raised, differences, profile_for, raised_by
+from pipeline.evaluate.compare import Difference, Raised, differences, raised_by, read_for
 from pipeline.evaluate.controls import CONTROLS, SERVED, Contender
 from pipeline.evaluate.generated import plant_entries
 from pipeline.evaluate.judge import SeriesResult
@@ -51,7 +51,6 @@ from pipeline.evaluate.tables import Evaluation
 from pipeline.profile import Profile
 from pipeline.registry import base_weights
 from pipeline.settings import Settings
-from pipeline.sources.recording import open_recording
 from pipeline.wiring import apply_threads
 
 EXAMPLES = """\
@@ -228,15 +227,13 @@ def _save(path: Path, text: str, console: Console) -> None:
 
 
 def _compare(args: argparse.Namespace, console: Console) -> int:
-    recording = open_recording(args.recording)
-    streams = list(recording.select(args.only) if args.only else recording)
     found: list[list[Raised]] = []
     with Progress(console=console) as bar:
         for path in args.compare:
-            name, profile = profile_for(Settings.load(path), args.profile, streams)
+            name, profile, streams = read_for(Settings.load(path), args.recording, args.profile, args.only)
             line = bar.add_task(f"{path.name} ({name})", total=sum(len(stream) for stream in streams))
             found.append(raised_by(name, profile, streams, lambda rows, line=line: bar.advance(line, rows)))  # type: ignore[misc]
-    last_ms = max(int(stream.times_ms.max()) for stream in streams if len(stream))
+    last_ms = max(int(stream.times_ms.max()) for stream in streams)
     difference = differences(found[0], found[1], last_ms)
     _show_difference(difference, args.compare, console)
     if args.json is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from pipeline.alerts import SEVERITIES
 from pipeline.records import EVENTS, OPENED, RESOLVED, Alert
 
 MAX_OPEN = 20_000
@@ -58,18 +59,19 @@ class OpenAlerts:
 def at_its_worst(before: Alert | None, alert: Alert) -> Alert:
     """The later of two events of an alert, told with the evidence of the one with the higher score.
 
-    What resolves an alert is an ordinary observation, and says nothing of what was wrong.
+    What resolves an alert is an ordinary observation, or a new beginning, and says nothing of what was wrong. Nor does
+    an alert become less severe, or lower, than it was: where its row was lost, the last event knows no better.
     """
     if before is None or alert.score > before.score:
         return alert
     return replace(
         before,
         event=alert.event,
-        severity=alert.severity,
+        severity=before.severity if alert.severity == SEVERITIES[0] else alert.severity,
         time_ms=alert.time_ms,
         offset=alert.offset,
         index=alert.index,
-        peak_score=alert.peak_score,
+        peak_score=max(before.peak_score, alert.peak_score),
     )
 
 

@@ -51,16 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", dest="end", metavar="PLACE", help="before this offset or time (default: now)")
     parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C or the time of --to")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
     parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record, show progress, say what was written; returns the exit code.
+    """Record, show progress, say what was written; returns the exit code, 1 where there was no record.
 
     Raises
     ------
     ConfigurationError
-        No such topic, a wrong place, or the file cannot be written.
+        No such topic, a wrong place, or the file cannot be written, or exists.
     BrokerAway
         Kafka does not answer; what was read until then is discarded.
     """
@@ -68,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     end = None if args.end is None else parse_place(args.end)
     if args.follow and isinstance(end, Offset):
         raise ConfigurationError("--follow ends at a time, or by Ctrl-C, not at an offset")
+    if args.out.exists() and not args.force:
+        raise ConfigurationError(f"{args.out} exists; --force replaces it")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a recording as Ctrl-C does
     console = Console(highlight=False, soft_wrap=True)
     with build_cluster(Settings.load(args.settings)).reader(args.topic) as reader, RecordWriter(args.out) as writer:
@@ -78,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
                 _record(reader, writer, begin, end)
         except KeyboardInterrupt:
             console.print("ended by hand")
+        if writer.count == 0:
+            writer.discard()
+            print(f"{args.topic}: no record in the range asked for; nothing was written", file=sys.stderr)
+            return 1
     console.print(f"{args.out}: {writer.count:,} records of {args.topic}")
     return 0
 

@@ -423,6 +423,18 @@ class Topics(Section):
     alerts: TopicPlan = TopicPlan(partitions=4, retention_h=720.0)
     dead_letters: TopicPlan = TopicPlan(partitions=1, retention_h=336.0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, given: Any) -> Any:
+        """A plan that names only some of its numbers keeps the others of its purpose."""
+        if not isinstance(given, Mapping):
+            return given
+        defaults = {name: item.default.model_dump() for name, item in cls.model_fields.items() if name != "replication"}
+        return {
+            name: {**defaults[name], **plan} if isinstance(plan, Mapping) and name in defaults else plan
+            for name, plan in given.items()
+        }
+
     @field_validator("replication")
     @classmethod
     def _some(cls, replication: int) -> int:

@@ -28,7 +28,7 @@ from models.course import Course, Plan, Series, course_of
 from models.families import FAMILIES
 from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network, part_loss
 from models.judging import Judgement, judge, trained_weights
-from models.pretrained import Weights
+from models.pretrained import WEIGHTS_FILE, Weights
 from models.row import has_season, has_week
 from models.training import Checkpoint
 from models.training import Progress as Report
@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--publish", action="store_true", help="also publish as a version of the profile; not served")
     parser.add_argument("--streams", action="append", default=[], metavar="GLOB", help="only these; may be repeated")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--force", action="store_true", help="replace the weights or checkpoint of an earlier run")
     parser.add_argument("--search", type=int, default=0, metavar="N", help="first search options in N trials (Optuna)")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard events")
     parser.add_argument("--quick-tails", action="store_true", help="pool tails over fewer generated series")
@@ -104,6 +105,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     split.add_argument("--train", type=float, default=plan.train, help="share of every stream that teaches")
     split.add_argument("--validation", type=float, default=plan.validation, help="share after it; the rest is the test")
     split.add_argument("--segment", type=int, default=plan.segment, help="observations learned in one go")
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """A profile may name the weights in it, and a checkpoint may hold hours that only --resume goes on with."""
+    for name in (CHECKPOINT_FILE, WEIGHTS_FILE):
+        if (folder / name).exists():
+            resume = "--resume goes on with that run, " if name == CHECKPOINT_FILE else ""
+            raise ConfigurationError(f"{folder / name} exists; {resume}--force replaces it")
 
 
 def _add_recipe(group: Any) -> None:
@@ -134,10 +143,12 @@ def run(args: argparse.Namespace) -> int:
     Raises
     ------
     ConfigurationError
-        Recordings or options are not as they must be.
+        Recordings or options are not as they must be, or an earlier run would be replaced unasked.
     """
     if args.threads < 1:
         raise ConfigurationError("--threads must be at least 1")
+    if not (args.resume or args.force):
+        _refuse_to_replace(args.out)
     torch.set_num_threads(args.threads)
     if args.search > 0 and (args.resume or args.start_from is not None):
         raise ConfigurationError("--search begins anew: without --resume (give the options it found) and --start-from")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from pipeline.errors import ConfigurationError
 from pipeline.offline import Offline
 from pipeline.profile import Profile
 from pipeline.records import EVENTS, OPENED, RESOLVED, Alert
+from pipeline.replay.inputs import group_by_profile, open_record_file, profile_of_raw
 from pipeline.settings import Settings
-from pipeline.sources.recording import RecordedStream
+from pipeline.sources.record_file import decode_records, is_record_file
+from pipeline.sources.recording import RecordedStream, open_recording
 
 MONTH_MS = 30 * 86_400_000
 
@@ -70,18 +73,41 @@ def _alert(alert: Raised) -> dict[str, Any]:
     }
 
 
-def profile_for(settings: Settings, name: str | None, streams: Sequence[RecordedStream]) -> tuple[str, Profile]:
-    """The profile of this name, else the only one whose features are those of the streams.
+def read_for(
+    settings: Settings, path: Path, wanted: str | None, patterns: Sequence[str] = ()
+) -> tuple[str, Profile, list[RecordedStream]]:
+    """A recording as these settings understand it, and the profile that scores it, by name.
+
+    Of raw records only the values are compared: controls, and what does not decode, are left out.
+
+    Parameters
+    ----------
+    wanted
+        The profile; ``None`` takes the only one that has the streams' features, or is bound to the records' topics.
+    patterns
+        Only streams that match one of these.
 
     Raises
     ------
     ConfigurationError
-        There is none, or there are several.
+        The recording cannot be read, nothing is left of it, or there is no such profile, or several.
     """
-    if name is not None:
-        if name not in settings.profiles:
-            raise ConfigurationError(f"no profile {name!r}; there are {', '.join(settings.profiles)}")
-        return name, settings.profiles[name]
+    if is_record_file(path):
+        raw = open_record_file(path)
+        wanted = profile_of_raw(raw, settings, wanted)
+        recording = decode_records(raw.read(), settings.profiles[wanted], settings.limits, raw.name)
+    else:
+        recording = open_recording(path)
+    streams = [stream for stream in (recording.select(patterns) if patterns else recording) if len(stream)]
+    if not streams:
+        raise ConfigurationError(f"{path}: no observation to compare")
+    name = _profile_for(settings, wanted, streams)
+    return name, settings.profiles[name], streams
+
+
+def _profile_for(settings: Settings, wanted: str | None, streams: Sequence[RecordedStream]) -> str:
+    if wanted is not None:
+        return group_by_profile(streams, settings.profiles, wanted)[0].name
     features = {stream.features for stream in streams}
     fitting = [key for key, profile in settings.profiles.items() if features == {profile.features}]
     if len(fitting) != 1:
@@ -89,7 +115,7 @@ def profile_for(settings: Settings, name: str | None, streams: Sequence[Recorded
         raise ConfigurationError(
             f"{len(fitting)} profiles have the recording's features ({found}); name one with --profile"
         )
-    return fitting[0], settings.profiles[fitting[0]]
+    return fitting[0]
 
 
 def raised_by(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from kafka import KafkaProducer
 
-from pipeline.__main__ import main
+from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.records import Partition
 from pipeline.sources.record_file import read_records
 from pipeline.topics.base import Instant, Offset
@@ -82,8 +82,37 @@ def test_a_range_is_recorded_by_offsets_or_times(kafka_bootstrap: str, topic: st
     path = tmp_path / "part.records.jsonl"
     assert record(topic, "--from", 3, "--to", 5, "--out", path) == 0
     assert [(p.partition, offset) for p, offset, *_ in in_file(path)] == [(0, 3), (0, 4), (1, 3), (1, 4)]
-    assert record(topic, "--from", "2023-11-14T22:13:24", "--to", "2023-11-14T22:13:27", "--out", path) == 0
+    assert record(topic, "--from", "2023-11-14T22:13:24", "--to", "2023-11-14T22:13:27", "--out", path, "--force") == 0
     assert sorted(timestamp for _, _, timestamp, *_ in in_file(path)) == [START_MS + s * 1000 for s in (4, 5, 6)]
+
+
+def test_an_earlier_recording_is_not_replaced_unasked(
+    kafka_bootstrap: str, topic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recording may hold what the topic has dropped since."""
+    produce(kafka_bootstrap, topic)
+    path = tmp_path / "all.records.jsonl"
+    path.write_text("earlier")
+    assert record(topic, "--out", path) == EXIT_CONFIGURATION
+    assert "exists" in capsys.readouterr().err
+    assert path.read_text() == "earlier"
+    assert record(topic, "--out", path, "--force") == 0
+    assert in_file(path) == in_topic(kafka_bootstrap, topic)
+
+
+def test_an_empty_range_leaves_no_file(
+    kafka_bootstrap: str, topic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file without a record looks like a success to a script, and no command takes it; what was there stays."""
+    produce(kafka_bootstrap, topic)
+    path = tmp_path / "none.records.jsonl"
+    assert record(topic, "--from", 3, "--to", 3, "--out", path) == 1
+    assert "no record" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    path.write_text("earlier")
+    assert record(topic, "--from", 3, "--to", 3, "--out", path, "--force") == 1
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_places_beyond_the_log_are_its_ends(kafka_bootstrap: str, topic: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from models.pretrained import builtin
-from pipeline.__main__ import main
+from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.evaluate.compare import Raised, differences
 from pipeline.evaluate.controls import CONTROLS, SERVED, gaussian_scores, predictor_of, random_track, river_track
 from pipeline.evaluate.fold import fold, groups_of
@@ -29,7 +29,10 @@ from pipeline.evaluate.summary import HEADLINES, figure, figures, interval
 from pipeline.evaluate.tables import Evaluation, shown, tables_of, worst_first
 from pipeline.offline import Offline
 from pipeline.profile import Profile
-from pipeline.records import OPENED
+from pipeline.records import OPENED, Partition, StoredRecord
+from pipeline.sinks.recording import RecordWriter
+from pipeline.wire import encode_packed
+from tests.builders import INTERVAL_MS, START_MS, make_series
 
 pytestmark = pytest.mark.slow
 
@@ -388,6 +391,32 @@ def test_compare_replays_both_configurations(folder, tmp_path, capsys):
     assert found["same"] >= 1
     assert (found["moved"], found["appeared"], found["disappeared"]) == ([], [], [])
     assert "alerts the same" in capsys.readouterr().out
+
+
+def test_compare_refuses_a_profile_with_other_features(folder, tmp_path, capsys):
+    """One line that names both, as a replay says it, not a traceback from inside the model."""
+    settings = tmp_path / "a.toml"
+    settings.write_text('[profiles.plant]\ntopics = ["t"]\nfeatures = ["flow"]\ninterval_s = 60.0\n')
+    words = ["evaluate", str(folder), "--only", "smd", "--compare", str(settings), str(settings)]
+    assert main([*words, "--profile", "plant"]) == EXIT_CONFIGURATION
+    assert "profile plant has the features flow; stream 'smd/machine' has m1, m2" in capsys.readouterr().err
+
+
+def test_compare_takes_records_of_a_topic(tmp_path, capsys):
+    """What ``record`` wrote is a recording too: decoded with the profile that its topic is bound to."""
+    settings, records = tmp_path / "a.toml", tmp_path / "waves.records.jsonl.gz"
+    settings.write_text('[profiles.waves]\ntopics = ["waves"]\nfeatures = ["value"]\ninterval_s = 60.0\n')
+    values = make_series(0, 140, spikes=0)
+    values[135:] += 30.0
+    with RecordWriter(records) as writer:
+        for offset, row in enumerate(values):
+            times_ms = np.array([START_MS + offset * INTERVAL_MS])
+            value = encode_packed("s", times_ms, row[None])
+            writer.add(Partition("waves", 0), StoredRecord(offset, int(times_ms[0]), b"s", value))
+    words = ["evaluate", str(records), "--compare", str(settings), str(settings)]
+    assert main(words) == 0
+    assert "1 alerts the same" in capsys.readouterr().out
+    assert main([*words, "--only", "other"]) == EXIT_CONFIGURATION
 
 
 def test_series_of_a_pattern_have_a_plan_of_their_own():

@@ -129,6 +129,18 @@ def test_environment_reaches_into_profiles(monkeypatch: pytest.MonkeyPatch) -> N
     assert sensor.features == ("value",)
 
 
+def test_a_plan_of_a_topic_keeps_the_numbers_that_are_not_given(
+    toml: WriteToml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example of ``tidewatch topics --help`` names partitions only; each purpose has an age of its own."""
+    monkeypatch.setenv("TIDEWATCH_TOPICS__INPUTS__PARTITIONS", "48")
+    topics = Settings.load(toml("[topics]\nscores = { retention_h = 2 }\nalerts = { partitions = 2 }\n")).topics
+    assert (topics.inputs.partitions, topics.inputs.retention_h) == (48, 192.0)
+    assert (topics.scores.partitions, topics.scores.retention_h) == (4, 2.0)
+    assert (topics.alerts.partitions, topics.alerts.retention_h) == (2, 720.0)
+    assert topics.dead_letters == Settings().topics.dead_letters
+
+
 @pytest.mark.parametrize(
     ("text", "complaints"),
     [
@@ -146,6 +158,9 @@ def test_environment_reaches_into_profiles(monkeypatch: pytest.MonkeyPatch) -> N
         ("[redis]\nurl = 'localhost'\n", ["redis.url: must start with redis://"]),
         ("[redis]\nsave_interval_s = 90\n", ["redis: save_interval_s must be less"]),
         ("[engine]\nmax_batch_observations = 10\n", ["engine.max_batch_observations must hold one window"]),
+        ("[topics]\ninputs = 3\n", ["topics.inputs: Input should be"]),
+        ("[topics]\nreplication = { partitions = 2 }\n", ["topics.replication: Input should be"]),
+        ("[topics]\ninputs = { partition = 2 }\n", ["topics.inputs.partition: unknown key"]),
         ("[profiles]\n", ["profiles:"]),
         ("[profiles.a]\nfeatures = ['x']\n", ["profiles.a.topics: Field required"]),
         ("[profiles.sensor]\nalarm_budget = 'often'\n", ['profiles.sensor.alarm_budget: write it as "1 per week"']),

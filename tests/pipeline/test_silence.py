@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.open_alerts import OpenAlerts
+from pipeline.open_alerts import OpenAlerts, at_its_worst
 from pipeline.records import Alert, Partition
 from pipeline.silence import MIN_GAPS, Silence
 from pipeline.wire import decode_alert, encode_alert
@@ -249,3 +249,12 @@ def test_open_alerts_are_bounded() -> None:
     for number in range(100):
         alerts.add(make_alert(alert_id=str(number)))
     assert len(alerts) == 10
+
+
+def test_an_alert_is_never_told_lower_than_it_was() -> None:
+    """What resolves the alert of a row that was lost knows no figures, and must not wipe those told before."""
+    worst = make_alert(event="updated", severity="critical", score=9.0, peak_score=9.0, offset=2)
+    end = make_alert(event="resolved", severity="none", score=0.0, peak_score=0.0, features=(), offset=3)
+    assert at_its_worst(worst, end) == replace(worst, event="resolved", offset=3)
+    later = make_alert(event="resolved", severity="critical", score=1.0, peak_score=9.5, offset=3)
+    assert at_its_worst(worst, later) == replace(worst, event="resolved", offset=3, peak_score=9.5)

@@ -18,7 +18,7 @@ from models.config import PredictorConfig
 from models.course import Plan, Series, course_of
 from models.fitting import Recipe
 from models.peers import ALONE
-from models.pretrained import MANIFEST_FILE, Weights
+from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
 from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.errors import VersionError
 from pipeline.offline import Offline
@@ -27,7 +27,7 @@ from pipeline.replay.inputs import Chosen, load_streams
 from pipeline.settings import Settings
 from pipeline.sources.recording import RecordedStream
 from pipeline.train.search import Trial, search
-from pipeline.train_command import series_of
+from pipeline.train_command import CHECKPOINT_FILE, series_of
 from tests.builders import make_profile
 
 pytestmark = pytest.mark.slow
@@ -98,6 +98,17 @@ def test_a_finished_run_resumes_to_itself(trained, recording, capsys):
     assert main(["train", str(recording), "--out", str(trained), *TINY, "--resume"]) == 0
     assert Weights.load(trained).fingerprint() == before
     assert "resumed after epoch 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("left", [WEIGHTS_FILE, CHECKPOINT_FILE])
+def test_an_earlier_run_is_not_replaced_unasked(recording, tmp_path, capsys, left):
+    """A profile may name these weights, and hours of learning are in a checkpoint: --resume was only forgotten."""
+    (tmp_path / left).write_bytes(b"earlier")
+    assert main(["train", str(recording), "--out", str(tmp_path), *TINY]) == EXIT_CONFIGURATION
+    assert f"{tmp_path / left} exists" in capsys.readouterr().err
+    assert (tmp_path / left).read_bytes() == b"earlier"
+    assert main(["train", str(recording), "--out", str(tmp_path), *TINY, "--force"]) == 0
+    assert (tmp_path / left).read_bytes() != b"earlier"
 
 
 @pytest.fixture(scope="module")

@@ -393,6 +393,46 @@ def test_alert_that_is_open_when_its_stream_begins_anew_is_resolved() -> None:
         assert len({alert for alert, _ in events}) == 1
 
 
+@pytest.mark.parametrize("is_one_batch", [True, False])
+@pytest.mark.parametrize("control", ["reset", "forget", None])
+def test_a_new_beginning_resolves_an_alert_with_its_peak_and_severity(control: str | None, is_one_batch: bool) -> None:
+    """A reader that keeps the latest event of each alert must not lose how bad it was, however batches are cut."""
+    world = _world(profile=make_profile(idle_reset_s=36000), pace=EAGER_SAVES)
+    values = make_series(0, 140, spikes=0)
+    values[135:] += 30.0
+    world.produce("s", values)
+    worker = world.worker()
+    if not is_one_batch:
+        world.run(worker)
+    if control is not None:
+        world.send("s", encode_control("s", control), START_MS + 140 * INTERVAL_MS)
+    if control is None or is_one_batch:
+        world.produce("s", make_series(1, 8), start_ms=START_MS + 2000 * INTERVAL_MS)
+    world.run(worker)
+    worker.stop()
+    *before, last = world.output().alerts
+    assert (last.event, last.score, last.features) == ("resolved", 0.0, ())
+    assert last.peak_score >= max(alert.peak_score for alert in before) > 0.0
+    assert last.severity == before[-1].severity != "none"
+
+
+def test_an_episode_is_resolved_with_the_figures_of_its_own_row() -> None:
+    """Two long silences in one batch end two episodes, and neither event may borrow the figures of the other."""
+    world = _world(profile=make_profile(idle_reset_s=36000), pace=Pace(group=GROUP, max_poll_records=500))
+    for number, jump in enumerate((30.0, 300.0, 0.0)):
+        values = make_series(number, 140, spikes=0)
+        values[135:] += jump
+        world.produce("s", values, start_ms=START_MS + 2000 * number * INTERVAL_MS)
+    _finished(world).stop()
+    alerts = world.output().alerts
+    resolved = [alert for alert in alerts if alert.event == "resolved"]
+    assert len(resolved) == 2
+    for end in resolved:
+        before = [a.peak_score for a in alerts if a.alert_id == end.alert_id and a.event != "resolved"]
+        assert end.peak_score >= max(before) > 0.0
+    assert resolved[0].peak_score < resolved[1].peak_score
+
+
 def test_forgotten_stream_leaves_the_store() -> None:
     """Forget is a reset whose row is deleted too."""
     world = _world()
