@@ -11,7 +11,7 @@ rate ``max(1/W, 1/(t+1))`` so that the first W observations are averaged plainly
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -86,6 +86,14 @@ class Seasonal:
     begin: Tensor
     interval_s: float
     errors: Tensor | None = None
+    _slowest: float = field(init=False)
+    _week_rate: float = field(init=False)
+    _error_rate: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._slowest = 0.25 / self._observations(BIN_MS)  # four days of its observations
+        self._week_rate = 1.0 - 0.5 ** (1.0 / self._observations(WEEK_BIN_MS))
+        self._error_rate = 1.0 / min(WEEK_BINS, self._observations(WEEK_MS))
 
     def read(self, bins: Tensor) -> tuple[Tensor, Tensor]:
         """Expected value, and how often that time of day was seen, of ``bins`` (:func:`time_bins`, ``(2, ..., R)``)."""
@@ -101,9 +109,7 @@ class Seasonal:
         mean, count = torch.take(self.table, of_day), torch.take(self.table, of_day + BINS)
         if self.errors is not None:
             self._fold_week(self.errors, bins, before, torch.clamp(x - mean, -reach, reach), weight * (count > 0))
-        # Four days of its observations.
-        slowest = 0.25 / self._observations(BIN_MS)
-        rate = torch.reciprocal(count + 1.0).clamp_min_(slowest).mul_(weight)
+        rate = torch.reciprocal(count + 1.0).clamp_min_(self._slowest).mul_(weight)
         self.table.index_copy_(0, of_day, torch.lerp(mean, x, rate))
         self.table.index_copy_(0, of_day + BINS, count + weight)
 
@@ -116,10 +122,9 @@ class Seasonal:
         missed = torch.stack((residual, residual - away))
         reach = torch.where(self._trusts_week(errors), WEEK_REACH * errors[1], UNLIMITED)
         first = weight * (bins[1] != before[1])
-        errors.lerp_(missed.abs(), first / min(WEEK_BINS, self._observations(WEEK_MS)))
-        rate = 1.0 - 0.5 ** (1.0 / self._observations(WEEK_BIN_MS))
+        errors.lerp_(missed.abs(), first * self._error_rate)
         step = torch.clamp(missed[1], -reach, reach).mul_(weight)
-        self.table.index_copy_(0, bins[1] + self.begin + 2 * BINS, torch.add(away, step, alpha=rate))
+        self.table.index_copy_(0, bins[1] + self.begin + 2 * BINS, torch.add(away, step, alpha=self._week_rate))
 
     @staticmethod
     def _trusts_week(errors: Tensor) -> Tensor:

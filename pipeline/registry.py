@@ -202,7 +202,7 @@ class Registry:
         version = self.publish(profile, weights, fold)
         if version != self.current(profile):
             self.serve(profile, version)
-        origin = _origin(predictor, scope)
+        origin = _origin(predictor, base_weights(predictor, scope))
         if origin != self._named_origin(profile):
             self._put(self._folder / profile / "predictor", origin)
         return version
@@ -225,7 +225,7 @@ class Registry:
                 f"{len(fold.features)}: the rows of its streams cannot be carried over. Other features are other "
                 "streams: give them a profile, topics and a kafka.group of their own"
             )
-        is_named_anew = self._named_origin(profile) not in (None, _origin(predictor, scope))
+        is_named_anew = self._named_origin(profile) not in (None, _origin(predictor, base))
         return base if is_named_anew or weights.predictor != base.predictor else weights
 
     def _named_origin(self, profile: str) -> str | None:
@@ -369,9 +369,9 @@ class Registry:
         return self._folder / profile / "versions" / version
 
 
-def _origin(predictor: str, scope: Scope | None) -> str:
+def _origin(predictor: str, base: Weights) -> str:
     """What a profile's ``predictor`` is known by: a shipped one by name, whatever release; a folder by its weights."""
-    return predictor if predictor in BUILTIN else base_weights(predictor, scope).fingerprint()
+    return predictor if predictor in BUILTIN else base.fingerprint()
 
 
 def base_weights(predictor: str, scope: Scope | None = None) -> Weights:

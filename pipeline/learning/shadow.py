@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from models.config import FoldConfig, HiddenOnSwap, PredictorConfig
 from models.learner import Forecaster
 from models.pretrained import Weights
-from models.row import has_week
+from models.row import has_season, has_week
 from models.step import Scorer
 from pipeline.engine import Absorbed
 from pipeline.offline import Offline
@@ -46,7 +46,7 @@ class Shadow(Offline):
     @property
     def has_clock(self) -> bool:
         """Whether its rows have a time-of-day memory."""
-        return self.fold.clock and not self.fold.light
+        return has_season(self.fold)
 
     @property
     def has_week(self) -> bool:

@@ -43,6 +43,13 @@ class Story:
             assert self.hear(late_ms=late_ms) is None
             assert self.check() == []
 
+    def restarted(self, said: Alert) -> Story:
+        """A monitor that begins now, and reads what was said."""
+        after = Story()
+        after.now = self.now
+        after.silence.adopt(said)
+        return after
+
     def check(self) -> list[Alert]:
         """Look."""
         return list(self.silence.check(self.now))
@@ -135,9 +142,7 @@ def test_a_silence_said_before_a_restart_is_resolved_after_it() -> None:
     story.regular(MIN_GAPS + 1)
     story.now += 30 * MINUTE
     (opened,) = story.check()
-    after = Story()
-    after.now = story.now
-    after.silence.adopt(opened)
+    after = story.restarted(opened)
     assert after.check() == []
     resolved = after.hear()
     assert resolved is not None
@@ -187,9 +192,7 @@ def test_a_goodbye_from_before_a_silence_does_not_end_it() -> None:
     story.regular(MIN_GAPS + 2)
     story.now += 30 * MINUTE
     (opened,) = story.check()
-    after = Story()
-    after.now = story.now
-    after.silence.adopt(opened)
+    after = story.restarted(opened)
     assert after.silence.forget("sensor", "s", PLACE, offset + 1, at, after.now) is None
     assert list(after.silence.counts()) == [("sensor", 1, 1)]
 
