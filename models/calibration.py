@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.config import Evidence, FoldConfig
 from models.pretrained import PooledTail, PooledTails, Weights
-from models.step import Scorer, Trace
+from models.step import Scorer
 from models.synthetic import SENSORS, network, plant, undisturbed
 from models.tail import CLUSTER_QUIET, LEAST_BETA, LEAST_QUANTILE, LEVEL_FLOOR, RECORD_WINDOW, TAIL_SHARE, WARM_UP
 
@@ -95,7 +95,7 @@ def pooled_tails(weights: Weights, seed: int, effort: Effort = FULL_EFFORT) -> P
 
 
 def _fold(weights: Weights, evidence: Evidence, values: Tensor, start_ms: Tensor) -> dict[str, Tensor]:
-    """Evidence ``(T, streams)`` after warm-up, by its name in :class:`models.step.Trace`, of ``values`` (T, N, F)."""
+    """Evidence ``(T, streams)`` after warm-up, by its name in :data:`models.outcome.Trace`, of ``values`` (T, N, F)."""
     steps, streams, features = values.shape
     scorer = Scorer(weights, FoldConfig(tuple(f"feature_{i}" for i in range(features)), INTERVAL_S, evidence))
     rows, slots = scorer.rows(streams), torch.arange(streams)
@@ -119,11 +119,10 @@ def _fold(weights: Weights, evidence: Evidence, values: Tensor, start_ms: Tensor
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, steps, OBSERVATIONS_PER_CALL):
         now = slice(start, start + OBSERVATIONS_PER_CALL)
-        trace: Trace | None = scorer.score(rows, slots, values[now], times_ms[now], last_ms, detail=True).trace
-        assert trace is not None
+        trace = scorer.score(rows, slots, values[now], times_ms[now], last_ms, detail=frozenset(kept)).trace
         last_ms = times_ms[now][-1]
         for name, pieces in kept.items():
-            pieces.append(getattr(trace, name))
+            pieces.append(trace[name])
     return {name: torch.cat(pieces)[int(WARM_UP) :].flatten(1) for name, pieces in kept.items()}
 
 

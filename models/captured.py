@@ -133,7 +133,7 @@ class CapturedFold:
         self._end()
         rows.feature.index_copy_(0, slots, mine.feature)
         rows.entity.index_copy_(0, slots, mine.entity)
-        return step_scores(torch.cat(told), torch.cat(cells, 1), torch.cat(grounds, 1), self._features, None)
+        return step_scores(torch.cat(told), torch.cat(cells, 1), torch.cat(grounds, 1), self._features, {})
 
     def _launch(self, observations: int, streams: int) -> None:
         """Fold so many; what coupled evidence measures distances by is frozen as soon as it is complete."""

@@ -6,6 +6,7 @@ observations are cut into calls: each recurrence advances once per observation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +35,7 @@ from models.features import (
     write_inputs,
 )
 from models.hand import Hand
-from models.outcome import GROUNDS, TOLD, StepScores, Trace, step_scores
+from models.outcome import GROUNDS, TOLD, StepScores, Wanted, step_scores
 from models.row import Rows
 from models.tail import NO_EVENT, Decision, decide, score_of
 
@@ -58,7 +59,7 @@ class Fold:
     scorer, rows, slots
         The version, the table, and which of its rows ``(N,)``.
     detail
-        Keep the evidence of every cell, and a trace.
+        True keeps the evidence of every cell, and a trace; names keep of the trace so much, and no evidence.
     is_dense
         No operation depends on what the numbers are, so that a GPU can record them once: every row takes part in
         everything, masked where it has no part, and :attr:`grounds` holds all cells. Factors of coupled evidence
@@ -73,7 +74,9 @@ class Fold:
         :data:`models.outcome.GROUNDS`.
     """
 
-    def __init__(self, scorer: Scorer, rows: Rows, slots: Tensor, detail: bool = False, is_dense: bool = False) -> None:
+    def __init__(
+        self, scorer: Scorer, rows: Rows, slots: Tensor, detail: Wanted = False, is_dense: bool = False
+    ) -> None:
         self.scorer, self.config = scorer, scorer.config
         self.detail, self.is_dense = detail, is_dense
         self.streams, self.features = slots.numel(), len(scorer.config.features)
@@ -85,7 +88,7 @@ class Fold:
         self.inputs = state.mean.new_empty(INPUTS, self.streams * self.features)
         self._cells: list[tuple[Tensor, Tensor]] = []
         self._found: list[Tensor] = []
-        self._traces: list[Trace] = []
+        self._traces: list[dict[str, Tensor]] = []
 
     def see(self, x: Tensor, times_ms: Tensor, last_ms: Tensor) -> None:
         """What comes: values ``(S, N, F)``, their times ``(S, N)``, and each stream's time before them ``(N,)``."""
@@ -257,8 +260,9 @@ class Fold:
             self.grounds[t].copy_(self._grounds(o, look, found))
             return
         if self.detail:
-            cells = torch.arange(self.streams, device=score.device)
             self._traces.append(self._trace(o, look, found, decision))
+        if self.detail is True:
+            cells = torch.arange(self.streams, device=score.device)
         else:
             cells = (decision.event != NO_EVENT).nonzero().squeeze(1)
         if cells.numel() > 0:
@@ -301,7 +305,8 @@ class Fold:
         asked_for = torch.where(o.moves.valid, o.sight.x - astray, torch.nan)
         return torch.where(is_shown, asked_for, usual), torch.where(is_shown, astray, displaced)
 
-    def _trace(self, o: Observed, look: Look, found: StreamEvidence, decision: Decision) -> Trace:
+    def _trace(self, o: Observed, look: Look, found: StreamEvidence, decision: Decision) -> dict[str, Tensor]:
+        """What is wanted of the trace, by its name."""
         shape = (self.streams, self.features)
         absent = o.mean.new_full(shape, torch.nan)
         valid, none = o.moves.weight > 0, o.mean.new_full((self.streams,), torch.nan)
@@ -320,34 +325,38 @@ class Fold:
 
         single, jump, apart = look.single, look.jump, look.apart
         has_mixture = o.mixture[6] > 0
-        return Trace(
-            level=absent if single is None else of(single.level),
-            raw_level=absent if single is None else of(single.raw_level),
-            record=absent if single is None else of(single.record),
-            gate=absent if single is None else of(single.gate),
-            activity=absent if single is None else of((single.behaviour * single.has_behaviour)[:3].amax(0), o.has_4),
-            short_activity=behaviour(0),
-            middle_activity=behaviour(1),
-            long_activity=behaviour(2),
-            displacement=behaviour(3),
-            stillness=behaviour(4),
-            behaviour_nats=absent if single is None else of(single.behaviour_nats, valid),
-            surprise=absent if single is None else of(single.surprise, valid & has_mixture),
-            error_4=of(o.sight.x - o.forecast_4, o.has_4),
-            expected=of(one_step_forecast(o.mixture, o.mean, o.sigma), has_mixture),
-            forecast_4=of(o.forecast_4, o.has_4),
-            forecast_8=of(o.forecast_8, o.has_8),
-            contribution=found.feature_nats + 0,
-            entity=of_entity(0),
-            entity_mean=of_entity(1),
-            entity_rms=of_entity(2),
-            entity_displacement=of_entity(3),
-            entity_unrest=torch.hypot(of_entity(2), 2.0 * of_entity(3)),
-            values=of_distance(0),
-            residuals=of_distance(1),
-            means=of_distance(2),
-            controller=decision.controller,
-        )
+        traced: dict[str, Callable[[], Tensor]] = {
+            "level": lambda: absent if single is None else of(single.level),
+            "raw_level": lambda: absent if single is None else of(single.raw_level),
+            "record": lambda: absent if single is None else of(single.record),
+            "gate": lambda: absent if single is None else of(single.gate),
+            "activity": lambda: (
+                absent if single is None else of((single.behaviour * single.has_behaviour)[:3].amax(0), o.has_4)
+            ),
+            "short_activity": lambda: behaviour(0),
+            "middle_activity": lambda: behaviour(1),
+            "long_activity": lambda: behaviour(2),
+            "displacement": lambda: behaviour(3),
+            "stillness": lambda: behaviour(4),
+            "behaviour_nats": lambda: absent if single is None else of(single.behaviour_nats, valid),
+            "surprise": lambda: absent if single is None else of(single.surprise, valid & has_mixture),
+            "error_4": lambda: of(o.sight.x - o.forecast_4, o.has_4),
+            "expected": lambda: of(one_step_forecast(o.mixture, o.mean, o.sigma), has_mixture),
+            "forecast_4": lambda: of(o.forecast_4, o.has_4),
+            "forecast_8": lambda: of(o.forecast_8, o.has_8),
+            "contribution": lambda: found.feature_nats + 0,
+            "entity": lambda: of_entity(0),
+            "entity_mean": lambda: of_entity(1),
+            "entity_rms": lambda: of_entity(2),
+            "entity_displacement": lambda: of_entity(3),
+            "entity_unrest": lambda: torch.hypot(of_entity(2), 2.0 * of_entity(3)),
+            "values": lambda: of_distance(0),
+            "residuals": lambda: of_distance(1),
+            "means": lambda: of_distance(2),
+            "controller": lambda: decision.controller,
+        }
+        wanted = traced if isinstance(self.detail, bool) else self.detail
+        return {name: traced[name]() for name in wanted}
 
     def close(self) -> StepScores:
         """Write the rows back; hand out the scores."""
@@ -358,9 +367,8 @@ class Fold:
         if self._cells:
             cells = torch.stack([torch.cat(part) for part in zip(*self._cells, strict=True)])
             found = torch.cat(self._found, 1)
-        trace = None
-        if self._traces:
-            trace = Trace(*(torch.stack([getattr(part, name) for part in self._traces]) for name in Trace.__slots__))
+        traced = self._traces[0] if self._traces else ()
+        trace = {name: torch.stack([part[name] for part in self._traces]) for name in traced}
         return step_scores(self.told.cpu(), cells.cpu(), found.cpu(), self.features, trace)
 
 

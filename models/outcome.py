@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,45 +34,19 @@ displacement: from where the others ask for it), the nine of the one-step mixtur
 BAND = (0.01, 0.99)
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Everything ``explain`` and ``evaluate`` want of every observation; NaN where it does not exist.
+Wanted = bool | frozenset[str]
+"""What is kept of every observation: nothing more (False), evidence and trace (True), or so much of the trace."""
 
-    ``(S, N, F)``: ``level`` (S as reported), ``raw_level``, ``record``, ``gate``; ``short_activity``,
-    ``middle_activity`` and ``long_activity`` (A over 5, 20 and 60 observations), ``activity`` (the greatest of them),
-    ``displacement``, ``stillness``, ``behaviour_nats`` (the strongest of A, displacement and stillness), ``surprise``,
-    ``error_4``, ``expected`` (one step ahead), ``forecast_4``, ``forecast_8``, ``contribution``. ``(S, N)``: ``entity``
-    (s), ``entity_mean`` (ew(s, 10)), ``entity_rms`` (sqrt(ew(s^2, 10))), ``entity_displacement`` (ew(q, 10)),
-    ``entity_unrest`` (sqrt(rms^2 + 4 displacement^2)), ``values``, ``residuals`` and ``means`` (T^2 / F),
-    ``controller`` (d).
-    """
+Trace = Mapping[str, Tensor]
+"""What ``explain`` and ``evaluate`` want of every observation, by name; NaN where it does not exist.
 
-    level: Tensor
-    raw_level: Tensor
-    record: Tensor
-    gate: Tensor
-    activity: Tensor
-    short_activity: Tensor
-    middle_activity: Tensor
-    long_activity: Tensor
-    displacement: Tensor
-    stillness: Tensor
-    behaviour_nats: Tensor
-    surprise: Tensor
-    error_4: Tensor
-    expected: Tensor
-    forecast_4: Tensor
-    forecast_8: Tensor
-    contribution: Tensor
-    entity: Tensor
-    entity_mean: Tensor
-    entity_rms: Tensor
-    entity_displacement: Tensor
-    entity_unrest: Tensor
-    values: Tensor
-    residuals: Tensor
-    means: Tensor
-    controller: Tensor
+``(S, N, F)``: ``level`` (S as reported), ``raw_level``, ``record``, ``gate``; ``short_activity``, ``middle_activity``
+and ``long_activity`` (A over 5, 20 and 60 observations), ``activity`` (the greatest of them), ``displacement``,
+``stillness``, ``behaviour_nats`` (the strongest of A, displacement and stillness), ``surprise``, ``error_4``,
+``expected`` (one step ahead), ``forecast_4``, ``forecast_8``, ``contribution``. ``(S, N)``: ``entity`` (s),
+``entity_mean`` (ew(s, 10)), ``entity_rms`` (sqrt(ew(s^2, 10))), ``entity_displacement`` (ew(q, 10)), ``entity_unrest``
+(sqrt(rms^2 + 4 displacement^2)), ``values``, ``residuals`` and ``means`` (T^2 / F), ``controller`` (d).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +108,7 @@ class StepScores:
     details
         Evidence of cells with an event (of all with ``detail=True``).
     trace
-        Only with ``detail=True``.
+        What was wanted of it.
     """
 
     score: Tensor
@@ -144,10 +119,10 @@ class StepScores:
     imputed: Tensor
     event: Tensor
     details: Evidence
-    trace: Trace | None
+    trace: Trace
 
 
-def step_scores(told: Tensor, cells: Tensor, grounds: Tensor, features: int, trace: Trace | None) -> StepScores:
+def step_scores(told: Tensor, cells: Tensor, grounds: Tensor, features: int, trace: Trace) -> StepScores:
     """What a fold gives.
 
     Parameters

@@ -11,11 +11,11 @@ from models.evidence.chain import Priors
 from models.evidence.observed import SIGNALS
 from models.fast_weights import Preconditioner
 from models.fold import Fold
-from models.outcome import Evidence, StepScores, Trace
+from models.outcome import Evidence, StepScores, Trace, Wanted
 from models.pretrained import Weights
 from models.row import RowLayout, Rows, has_fast_weights
 
-__all__ = ["Evidence", "Scorer", "StepScores", "Trace"]
+__all__ = ["Evidence", "Scorer", "StepScores", "Trace", "Wanted"]
 
 
 class Scorer:
@@ -73,7 +73,7 @@ class Scorer:
 
     @torch.inference_mode()
     def score(
-        self, rows: Rows, slots: Tensor, x: Tensor, times_ms: Tensor, last_ms: Tensor, detail: bool = False
+        self, rows: Rows, slots: Tensor, x: Tensor, times_ms: Tensor, last_ms: Tensor, detail: Wanted = False
     ) -> StepScores:
         """Fold S observations of N distinct streams into their rows, in place, and score them.
 
@@ -90,7 +90,7 @@ class Scorer:
         last_ms
             ``(N,)`` int64 event time of the stream's previous observation, -1 without a past.
         detail
-            Return evidence of every cell, and a trace.
+            True returns evidence of every cell, and a trace; names return so much of the trace.
 
         Returns
         -------

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from models.config import HiddenOnSwap
-from models.step import Scorer, StepScores
+from models.step import Scorer, StepScores, Wanted
 from pipeline.alerts import AlertPlace, build_alert, ended
 from pipeline.errors import StateLost, VersionError
 from pipeline.observations import Detail, Observations, join, lay_out, turns
@@ -108,7 +108,7 @@ class Engine:
     hidden
         What becomes of hidden state on a version change: ``carry`` or ``reset``.
     detail
-        Keep the evidence of every observation, not of alerts only (for ``explain``).
+        What is kept of every observation, not of alerts only (for ``explain`` and ``evaluate``).
     threads
         Tiles of a batch that are folded at the same time on a CPU; torch's own threads come on top.
     """
@@ -121,7 +121,7 @@ class Engine:
         max_streams: int,
         device: str = "cpu",
         hidden: HiddenOnSwap = "carry",
-        detail: bool = False,
+        detail: Wanted = False,
         threads: int = 1,
     ) -> None:
         self.name = name
@@ -271,7 +271,7 @@ class Engine:
         alerts = self._alerts(rows, shares, windows, share_of, speaks, partial, batch, endings)
         return Absorbed(
             [scores for scores, _ in emitted],
-            [batch.detail(cells) for _, cells in emitted] if self.detail else [],
+            [batch.detail(cells, self.detail is True) for _, cells in emitted] if self.detail else [],
             alerts,
             observations=len(batch.window) * batch.values.shape[1],
             late=batch.late,
@@ -419,7 +419,7 @@ class Engine:
             (int(batch.slot[cell]), int(batch.window[cell]), float(batch.index[cell]), cell, row, arrays)
             for cells, found, arrays in batch.evidence
             for cell, row in zip(cells.tolist(), found.tolist(), strict=True)
-            if arrays["event"][row]
+            if batch.event[cell]
         ]
         begun = {event[0] for event in events}
         anew = [(slot, window, -1.0) for slot, window in batch.controls]
@@ -431,7 +431,7 @@ class Engine:
         alerts = []
         for slot, window, index, cell, row, arrays in sorted(events, key=lambda event: event[:3]):
             header = rows.header[slot : slot + 1]
-            event = RESOLVED if cell is None else int(arrays["event"][row])
+            event = RESOLVED if cell is None else int(batch.event[cell])
             if event == OPENED:
                 header["onset_offset"], header["onset_index"] = windows.offsets[window], int(index)
                 header["onset_ms"] = batch.times_ms[cell]

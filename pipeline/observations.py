@@ -27,7 +27,8 @@ class Detail:
     event
         ``(S,)`` uint8: 0 none, 1 opened, 2 updated, 3 resolved.
     evidence, trace
-        The fields of :class:`models.step.Evidence` and :class:`models.step.Trace` by name, ``(S, ...)`` each.
+        The fields of :class:`models.step.Evidence` and what was wanted of :data:`models.step.Trace`, by name, ``(S,
+        ...)`` each; no evidence where it was kept of alerts only.
     """
 
     event: UInt8
@@ -50,6 +51,7 @@ class Observations:
     score: Float32 = field(init=False)
     threshold: Float32 = field(init=False)
     verdict: UInt8 = field(init=False)
+    event: UInt8 = field(init=False)
     signal: UInt8 = field(init=False)
     feature: npt.NDArray[np.int16] = field(init=False)
     imputed: Float32 = field(init=False)
@@ -61,6 +63,7 @@ class Observations:
         self.score = np.empty(count, np.float32)
         self.threshold = np.empty(count, np.float32)
         self.verdict = np.empty(count, np.uint8)
+        self.event = np.empty(count, np.uint8)
         self.signal = np.empty(count, np.uint8)
         self.feature = np.empty(count, np.int16)
         self.imputed = np.empty(count, np.float32)
@@ -68,7 +71,7 @@ class Observations:
     def cell(self, cell: int, row: int, evidence: Mapping[str, npt.NDArray[Any]], signals: Sequence[str]) -> Cell:
         """One observation's results with the evidence behind them."""
         return Cell(
-            int(evidence["event"][row]),
+            int(self.event[cell]),
             float(self.score[cell]),
             float(self.threshold[cell]),
             int(self.verdict[cell]),
@@ -81,32 +84,30 @@ class Observations:
     def keep(self, where: Int64, scores: StepScores) -> None:
         """Put the results of one call, (S, N) cells, to the observations ``where`` (S, N)."""
         streams = where.shape[1]
-        for name in ("score", "threshold", "verdict", "signal", "feature", "imputed"):
+        for name in ("score", "threshold", "verdict", "event", "signal", "feature", "imputed"):
             getattr(self, name)[where] = getattr(scores, name)[:, :streams].numpy()
         if len(scores.details.n):
             arrays = {f.name: getattr(scores.details, f.name).numpy() for f in fields(scores.details)}
             rows = np.flatnonzero(arrays["n"] < streams)  # the others are scratch rows
             s, n = arrays["s"][rows], arrays["n"][rows]
-            arrays["event"] = np.zeros(len(arrays["n"]), np.uint8)
-            arrays["event"][rows] = scores.event[:, :streams].numpy()[s, n]
             self.evidence.append((where[s, n], rows, arrays))
-        if scores.trace is not None:
-            traced = {f.name: getattr(scores.trace, f.name)[:, :streams].cpu().numpy() for f in fields(scores.trace)}
+        if scores.trace:
+            traced = {name: kept[:, :streams].cpu().numpy() for name, kept in scores.trace.items()}
             self.traces.append((where, traced))
 
-    def detail(self, cells: Int64) -> Detail:
-        """Evidence and trace of these observations, where every call kept them."""
+    def detail(self, cells: Int64, has_evidence: bool) -> Detail:
+        """Trace and, where every call kept it of all observations, evidence of these."""
         count = len(self.window)
         evidence = {
             name: _scattered(count, [(where, arrays[name][rows]) for where, rows, arrays in self.evidence])[cells]
-            for name in self.evidence[0][2]
+            for name in (self.evidence[0][2] if has_evidence else ())
             if name not in ("s", "n")
         }
         trace = {
             name: _scattered(count, [(where, arrays[name]) for where, arrays in self.traces])[cells]
             for name in self.traces[0][1]
         }
-        return Detail(evidence.pop("event"), evidence, trace)
+        return Detail(self.event[cells], evidence, trace)
 
 
 @dataclass(frozen=True, slots=True)

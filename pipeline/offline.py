@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from models.pretrained import Weights
-from models.step import Scorer
+from models.step import Scorer, Wanted
 from pipeline.engine import Absorbed, Engine, Share
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
@@ -42,7 +42,8 @@ class Offline:
     device
         Torch device.
     detail
-        Keep evidence and trace of every observation: ``Absorbed.details`` beside ``Absorbed.scores``.
+        True keeps evidence and trace of every observation, names so much of the trace: ``Absorbed.details`` beside
+        ``Absorbed.scores``.
 
     Attributes
     ----------
@@ -63,7 +64,7 @@ class Offline:
         *,
         max_streams: int = 100_000,
         device: str = "cpu",
-        detail: bool = False,
+        detail: Wanted = False,
         threads: int = 1,
     ) -> None:
         if weights is None:

@@ -204,7 +204,7 @@ def _tracks(task: Task, group: Group, note: Callable[[int], None]) -> dict[str, 
     if task.contender.kind == "chain":
         profile = group.profile
         weights = base_weights(profile.builtin() or profile.predictor)
-        return fold(group, predictor_of(task.contender, weights), note)
+        return fold(group, predictor_of(task.contender, weights), note, has_bands=task.has_pictures)
     tracks = {}
     for number, item in enumerate(group.series):
         if task.contender.kind == "random":

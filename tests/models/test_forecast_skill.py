@@ -41,9 +41,8 @@ def skills(kind: str, seed: int = SEED) -> dict[int, float]:
     for start in range(0, OBSERVATIONS, 64):
         now = slice(start, start + 64)
         trace = scorer.score(rows, slots, x[now], times_ms[now], last_ms, detail=True).trace
-        assert trace is not None
-        forecasts[4].append(trace.forecast_4)
-        forecasts[8].append(trace.forecast_8)
+        forecasts[4].append(trace["forecast_4"])
+        forecasts[8].append(trace["forecast_8"])
         last_ms = times_ms[now][-1]
     saved = {}
     for k, pieces in forecasts.items():

@@ -456,13 +456,12 @@ def test_fold_equals_the_plain_reference(weights, config, expected, dtype, toler
         scorer.rows(1), torch.tensor([0]), torch.tensor(x, dtype=dtype).view(-1, 1, 1),
         torch.tensor(times).view(-1, 1), torch.tensor([-1]), detail=True,
     )  # fmt: skip
-    assert scores.trace is not None
     names = "score", "S", "A", "displacement", "stillness", "threshold"
     want = {key: np.array([row.get(key, math.nan) for row in expected]) for key in names}
-    np.testing.assert_allclose(scores.trace.level.flatten().numpy(), want["S"], atol=tolerance)
-    np.testing.assert_allclose(scores.trace.activity.flatten().numpy(), want["A"], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(scores.trace["level"].flatten().numpy(), want["S"], atol=tolerance)
+    np.testing.assert_allclose(scores.trace["activity"].flatten().numpy(), want["A"], rtol=tolerance, atol=tolerance)
     for kind in ("displacement", "stillness"):
-        np.testing.assert_allclose(getattr(scores.trace, kind).flatten().numpy(), want[kind], rtol=tolerance, atol=1e-5)
+        np.testing.assert_allclose(scores.trace[kind].flatten().numpy(), want[kind], rtol=tolerance, atol=1e-5)
     np.testing.assert_allclose(scores.score.flatten().numpy(), want["score"], atol=1e-3 + tolerance)
     valid = ~np.isnan(x)
     np.testing.assert_allclose(scores.threshold.flatten().numpy()[valid], want["threshold"][valid], atol=1.1e-3)

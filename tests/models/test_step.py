@@ -154,7 +154,7 @@ def test_scales_return_after_a_huge_spike():
     x, times = make_series(2600, 2, 1, missing=0.0, faults=False)
     x[150, 1] = 1e12
     parts, _ = play(scorer, x, times, [64], detail=True)
-    activity = torch.cat([part.trace.activity for part in parts])[-300:, :, 0]
+    activity = torch.cat([part.trace["activity"] for part in parts])[-300:, :, 0]
     assert activity[:, 1].median() > 0.2 * activity[:, 0].median()
 
 
@@ -233,15 +233,14 @@ def test_gap_invalidates_forecasts_and_ages_counts():
     times[200:] += 250 * MINUTE_MS
     _, rows = play(scorer, x[:200], times[:200], [200])
     after = scorer.score(rows, torch.tensor([0]), x[200:], times[200:], times[199], detail=True)
-    assert after.trace is not None
-    assert torch.isnan(after.trace.short_activity[:4]).all()
-    assert torch.isfinite(after.trace.short_activity[4:]).all()
-    assert torch.isnan(after.trace.activity[:4]).all()
-    assert torch.isfinite(after.trace.activity[4:]).all()
-    assert torch.isnan(after.trace.middle_activity[:8]).all()
-    assert torch.isfinite(after.trace.middle_activity[8:]).all()
-    assert (after.trace.gate[:8] == 1).all()
-    assert (after.trace.gate[8:] != 1).all()
+    assert torch.isnan(after.trace["short_activity"][:4]).all()
+    assert torch.isfinite(after.trace["short_activity"][4:]).all()
+    assert torch.isnan(after.trace["activity"][:4]).all()
+    assert torch.isfinite(after.trace["activity"][4:]).all()
+    assert torch.isnan(after.trace["middle_activity"][:8]).all()
+    assert torch.isfinite(after.trace["middle_activity"][8:]).all()
+    assert (after.trace["gate"][:8] == 1).all()
+    assert (after.trace["gate"][8:] != 1).all()
     intervals = (times[200, 0] - times[199, 0]).item() / MINUTE_MS
     count = rows.feature[0, 0, scorer.layout.columns("normaliser.count")].item()
     assert count == pytest.approx(200 / (1 + intervals / 500) + 50, rel=1e-5)
@@ -349,10 +348,9 @@ def test_detail_covers_every_cell():
     x, times = make_series(440, 2, 3, missing=0.0)
     part = play(scorer, x, times, [440], detail=True)[0][0]
     assert len(part.details.s) == 440 * 2
-    assert part.trace is not None
-    assert torch.isfinite(part.trace.values[425:]).any()
-    assert torch.isfinite(part.trace.residuals[432:]).any()
-    assert torch.isfinite(part.trace.means[425:]).any()
+    assert torch.isfinite(part.trace["values"][425:]).any()
+    assert torch.isfinite(part.trace["residuals"][432:]).any()
+    assert torch.isfinite(part.trace["means"][425:]).any()
 
 
 def test_jump_in_many_features_at_once_wins_as_entity_signal():
@@ -376,8 +374,7 @@ def test_coupled_features_that_part_company_are_seen():
     x = common + 0.05 * torch.tensor(rng.normal(0, 1, (560, 1, 3)), dtype=torch.float32)
     x[530:, 0, 2] *= -1
     part = play(scorer, x, times, [560], detail=True)[0][0]
-    assert part.trace is not None
-    assert part.trace.values[530:].median() > 20 * part.trace.values[430:530].median()
+    assert part.trace["values"][530:].median() > 20 * part.trace["values"][430:530].median()
     assert (part.verdict[530:540] == 1).any()
 
 
@@ -388,9 +385,8 @@ def test_a_small_shift_of_coupled_features_shows_in_their_running_means():
     x = torch.tensor(np.random.default_rng(0).normal(0, 1, (900, 1, 3)), dtype=torch.float32)
     x[700:] += 1.0
     trace = play(scorer, x, times, [900], detail=True)[0][0].trace
-    assert trace is not None
-    assert trace.means[720:].median() > 6 * trace.means[430:700].median()
-    assert trace.values[720:].median() < 3 * trace.values[430:700].median()
+    assert trace["means"][720:].median() > 6 * trace["means"][430:700].median()
+    assert trace["values"][720:].median() < 3 * trace["values"][430:700].median()
 
 
 def test_means_of_coupled_features_are_those_of_numpy():
@@ -398,7 +394,6 @@ def test_means_of_coupled_features_are_those_of_numpy():
     scorer = make_scorer("coupled", features=3)
     x, times = make_series(500, 1, 3, missing=0.0, faults=False)
     trace = play(scorer, x, times, [500], detail=True)[0][0].trace
-    assert trace is not None
     means, mean = np.empty((480, 3)), np.zeros(3)
     for t, row in enumerate(x[20:, 0].double().numpy()):
         mean = mean + max(1 / 10, 1 / (t + 1)) * (row - mean)
@@ -408,7 +403,7 @@ def test_means_of_coupled_features_are_those_of_numpy():
     covariance += np.diag(0.01 * np.diag(covariance) + (1e-4 * np.abs(centre) + 1e-8) ** 2)
     apart = means[400:] - centre
     expected = np.einsum("ti,ij,tj->t", apart, np.linalg.inv(covariance), apart) / 3
-    np.testing.assert_allclose(trace.means[420:, 0], expected, rtol=0.02)
+    np.testing.assert_allclose(trace["means"][420:, 0], expected, rtol=0.02)
 
 
 @pytest.mark.parametrize("at", [5, 25, 100, 300])
@@ -420,8 +415,7 @@ def test_a_wild_value_while_gathering_does_not_blind_t2(at):
     x[at, 0, 1] = 1e6
     x[800:, 0, 1] += 6.0
     trace = play(scorer, x, times, [900], detail=True)[0][0].trace
-    assert trace is not None
-    for distance in (trace.values, trace.means):
+    for distance in (trace["values"], trace["means"]):
         assert distance[801:].median() > 5 * distance[430:800].median()
 
 
@@ -430,8 +424,7 @@ def test_t2_of_huge_values_is_finite_while_it_gathers():
     x, times = make_series(500, 2, 3, missing=0.0, faults=False)
     part = play(make_scorer("coupled", features=3), x * 1e13, times, [500], detail=True)[0][0]
     assert torch.isfinite(part.details.nats).all()
-    assert part.trace is not None
-    assert torch.isfinite(part.trace.values[430:]).all()
+    assert torch.isfinite(part.trace["values"][430:]).all()
 
 
 def test_sensors_that_report_in_turn_have_means_that_go_together():
@@ -444,9 +437,8 @@ def test_sensors_that_report_in_turn_have_means_that_go_together():
     x[::2, :, 0] = torch.nan
     x[1::2, :, 1] = torch.nan
     trace = play(scorer, x, times, [900], detail=True)[0][0].trace
-    assert trace is not None
-    assert torch.isnan(trace.values).all()
-    assert trace.means[820:].median() > 20 * trace.means[450:800].median()
+    assert torch.isnan(trace["values"]).all()
+    assert trace["means"][820:].median() > 20 * trace["means"][450:800].median()
 
 
 @pytest.mark.parametrize("alive_from", [30, 100, 208, 390])
@@ -458,8 +450,7 @@ def test_a_sensor_that_begins_later_has_the_distances_begin_with_it(alive_from):
     x[1200:, 0, 1] += 8.0
     x[:alive_from, 0, 1] = torch.nan
     part = play(scorer, x, times, [1300], detail=True)[0][0]
-    assert part.trace is not None
-    for distance in (part.trace.values, part.trace.means):
+    for distance in (part.trace["values"], part.trace["means"]):
         assert torch.isnan(distance[: alive_from + 415]).all()
         assert 0.5 < distance[alive_from + 430 : 1200].median() < 3
         assert distance[1220:].median() > 10
@@ -475,8 +466,7 @@ def test_a_sensor_that_reports_every_second_time_takes_part(phase):
     x[1200:, 0, 1] += 8.0
     x[phase::2, 0, 1] = torch.nan
     trace = play(scorer, x, times, [1300], detail=True)[0][0].trace
-    assert trace is not None
-    for distance in (trace.values[1 - phase :: 2], trace.means):
+    for distance in (trace["values"][1 - phase :: 2], trace["means"]):
         assert 0.5 < distance[len(distance) * 900 // 1300 : len(distance) * 1200 // 1300].median() < 3
         assert distance[len(distance) * 1220 // 1300 :].median() > 10
 
@@ -491,10 +481,8 @@ def test_a_sensor_that_died_is_not_held_against_the_others():
     x[1500:, 0, 3] = torch.nan
     part = play(scorer, x, times, [2500], detail=True)[0][0]
     alone = play(make_scorer("coupled", features=3), x[:, :, :3], times, [2500], detail=True)[0][0]
-    assert part.trace is not None
-    assert alone.trace is not None
     assert not (part.verdict[1500:] == 1).any()
-    torch.testing.assert_close(part.trace.values[1500:] * 4 / 3, alone.trace.values[1500:], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(part.trace["values"][1500:] * 4 / 3, alone.trace["values"][1500:], rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("alive_from", [None, 700], ids=["never seen", "seen after the reference"])
@@ -505,10 +493,8 @@ def test_a_sensor_without_values_does_not_keep_the_others_from_t2(alive_from):
     x[:alive_from, 0, 3] = torch.nan
     part = play(scorer, x, times, [900], detail=True)[0][0]
     alone = play(make_scorer("coupled", features=3), x[:, :, :3], times, [900], detail=True)[0][0]
-    assert part.trace is not None
-    assert alone.trace is not None
-    torch.testing.assert_close(part.trace.values[421:] * 4 / 3, alone.trace.values[421:], rtol=0.02, atol=0.01)
-    torch.testing.assert_close(part.trace.means[421:] * 4 / 3, alone.trace.means[421:], rtol=0.02, atol=0.01)
+    torch.testing.assert_close(part.trace["values"][421:] * 4 / 3, alone.trace["values"][421:], rtol=0.02, atol=0.01)
+    torch.testing.assert_close(part.trace["means"][421:] * 4 / 3, alone.trace["means"][421:], rtol=0.02, atol=0.01)
 
 
 @pytest.mark.parametrize("astray", range(4))
@@ -604,13 +590,13 @@ def test_levels_that_stay_away_are_evidence_when_forecasts_have_caught_up():
     x[1300:, :, :3] += 40.0
     times = START_MS + MINUTE_MS * torch.arange(1400)[:, None]
     parts, _ = play(scorer, x[:1360], times[:1360], [100], detail=True)
-    away = torch.cat([part.trace.entity_displacement for part in parts])[:, 0]
+    away = torch.cat([part.trace["entity_displacement"] for part in parts])[:, 0]
     assert float(away[100:1300].max()) < 0.1
     assert float(away[1320:].min()) > 4.0
     signal, nats = joined(parts, "signal")[1350:, 0], joined(parts, "score")[1350:, 0]
     assert (signal == SIGNALS.index("displacement")).all()
     assert (nats > 3.0).all()
-    contribution = torch.cat([part.trace.contribution for part in parts])[1350:, 0]
+    contribution = torch.cat([part.trace["contribution"] for part in parts])[1350:, 0]
     assert (contribution[:, :3].sum(1) > 0.8 * contribution.sum(1)).all()
     usual = torch.cat([part.details.usual for part in parts])[1350:]
     assert ((usual - 20.0).abs() < 2.5).all()
@@ -623,4 +609,4 @@ def test_a_counter_that_nearly_stands_still_is_not_displaced_by_a_small_step():
     x[700:] += 1.0
     times = START_MS + MINUTE_MS * torch.arange(900)[:, None]
     parts, _ = play(scorer, x, times, [100], detail=True)
-    assert float(torch.cat([part.trace.entity_displacement for part in parts])[100:].max()) == 0.0
+    assert float(torch.cat([part.trace["entity_displacement"] for part in parts])[100:].max()) == 0.0
