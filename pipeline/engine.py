@@ -21,7 +21,7 @@ import torch
 from models.config import HiddenOnSwap
 from models.step import Scorer, StepScores, Wanted
 from pipeline.alerts import AlertPlace, build_alert, ended
-from pipeline.errors import StateLost, VersionError
+from pipeline.errors import DamagedSnapshot, RowAhead, UnknownSnapshot, VersionError
 from pipeline.observations import Detail, Observations, join, lay_out, turns
 from pipeline.profile import Profile
 from pipeline.records import (
@@ -38,7 +38,7 @@ from pipeline.records import (
     Windows,
 )
 from pipeline.resident import SCRATCH, ResidentRows
-from pipeline.state.codec import Snapshots, decode_many
+from pipeline.state.codec import Snapshots, decode_many, without_damaged
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +173,10 @@ class Engine:
         self._version_of[partition] = version
         if old is not None:
             self._tables[old].move_to(rows, partition, self._hidden)
-            if old not in self._version_of.values():
-                del self._tables[old], self._scorers[old]
+        in_use = set(self._version_of.values())
+        for known in (self._tables, self._scorers):
+            for unused in known.keys() - in_use:
+                del known[unused]
 
     def drop(self, partition: Partition) -> None:
         """Forget a partition's rows."""
@@ -192,10 +194,12 @@ class Engine:
     ) -> None:
         """Give slots to streams: their saved rows, carried to this version where an older one made them, or fresh ones.
 
+        A row that is damaged is given up: its stream starts afresh, flagged until it has warmed up.
+
         Raises
         ------
-        StateLost
-            A row is beyond what its partition has folded: the store and Kafka disagree (rule 23).
+        RowAhead
+            A row is beyond what its partition has committed: the store and Kafka disagree (rule 23).
         """
         unknown = [stream for stream in stream_ids if stream not in values]
         warm_up = WARM_UP_OBSERVATIONS if committed.inexact_from is not None else 0
@@ -203,13 +207,23 @@ class Engine:
         known = [stream for stream in stream_ids if stream in values]
         if not known:
             return
-        for indices, snapshots in decode_many([values[stream] for stream in known]):
+        try:
+            found = list(decode_many([values[stream] for stream in known]))
+        except UnknownSnapshot:
+            raise
+        except DamagedSnapshot:
+            values = without_damaged(values)
+            rows.admit_fresh(partition, [stream for stream in known if stream not in values], WARM_UP_OBSERVATIONS)
+            known = [stream for stream in known if stream in values]
+            found = list(decode_many([values[stream] for stream in known]))
+        for indices, snapshots in found:
             streams = [known[index] for index in indices]
             headers = snapshots.headers.copy()
             beyond = headers["position"] > committed.offset
             if beyond.any():
-                stream = streams[int(np.argmax(beyond))]
-                raise StateLost(f"{partition}: the saved row of {stream!r} is beyond the committed offset", partition)
+                at = int(np.argmax(headers["position"]))
+                message = f"{partition}: the saved row of {streams[at]!r} is beyond the committed offset"
+                raise RowAhead(message, partition, int(headers["position"][at]))
             if committed.inexact_from is not None:
                 headers["partial_left"][headers["position"] < committed.inexact_from] = WARM_UP_OBSERVATIONS
             rows.admit(partition, streams, headers, self._carried(snapshots, committed, rows))

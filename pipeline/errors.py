@@ -8,10 +8,12 @@ TidewatchError
 ├── OwnershipError          this worker's view of a partition is over; start-up decides what it still owns
 │   ├── StaleToken          somebody newer took the partition's state
 │   ├── StateLost           the store forgot writes it had acknowledged
+│   ├── RowAhead            a saved row is beyond the committed offset
 │   ├── CommitRefused       the group refused the offsets; the transaction is aborted, the producer is good
 │   └── OutcomeUnknown      a transaction may or may not have been committed; the producer must be rebuilt
 ├── WorkerFenced            a live process has this worker's name: end
 ├── DamagedSnapshot         a saved row cannot be read: also a ValueError
+│   └── UnknownSnapshot     of a format that this release does not know
 ├── OffsetsGone             records that are needed are no longer in the log
 └── ConfigurationError      nothing starts; the message says what to change
     └── VersionError        a model version is missing, damaged or foreign
@@ -60,6 +62,14 @@ class StateLost(OwnershipError):
     """The store no longer holds what it had acknowledged, or holds another token of the same generation."""
 
 
+class RowAhead(OwnershipError):
+    """A saved row has records below ``position`` in it, and the group's offset is below that (protocol.md rule 23)."""
+
+    def __init__(self, message: str, partition: tuple[str, int], position: int) -> None:
+        super().__init__(message, partition)
+        self.position = position
+
+
 class CommitRefused(OwnershipError):
     """The group refused the offsets. The transaction was aborted and nothing of it is visible."""
 
@@ -81,7 +91,11 @@ class OffsetsGone(TidewatchError):
 
 
 class DamagedSnapshot(TidewatchError, ValueError):
-    """A saved row is cut short, changed, or of an unknown format; the records it stood for have to be folded again."""
+    """A saved row is cut short or changed; its stream starts afresh, and is flagged until it has warmed up."""
+
+
+class UnknownSnapshot(DamagedSnapshot):
+    """A saved row has a format that this release does not know; another release can read it."""
 
 
 class ConfigurationError(TidewatchError):

@@ -15,7 +15,7 @@ from pipeline.records import Partition
 from pipeline.resident import Image, ResidentRows
 from pipeline.saver import SaveJob, Saver
 from pipeline.state.base import StateStore
-from pipeline.state.codec import decode_headers
+from pipeline.state.codec import decode_headers, without_damaged
 
 MIN_IMAGES_PER_COMMIT = 256
 SWEEP_POLL_S = 60.0
@@ -127,8 +127,9 @@ class Keeper:
         for partition, state in partitions.items():
             if state.state is not State.LIVE or state.owned is None:
                 continue
-            cursor, values = self._store.scan(state.owned.key, self._sweep_cursor.get(partition, 0), SWEEP_SLICE)
+            cursor, found = self._store.scan(state.owned.key, self._sweep_cursor.get(partition, 0), SWEEP_SLICE)
             self._sweep_cursor[partition] = cursor
+            values = without_damaged(found)
             if values:
                 engine = self._engines[state.profile]
                 now_ms = min(self._clock.wall_ms(), state.newest_record_ms)

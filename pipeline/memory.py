@@ -158,6 +158,11 @@ class MemoryBroker:
         del log.entries[:gone]
         log.start += gone
 
+    def cut(self, partition: Partition, end: int) -> None:
+        """Lose the records from an offset on, as a broker does that had not written them to a disk yet."""
+        log = self._logs[partition]
+        del log.entries[max(0, end - log.start) :]
+
     def bounds(self, partition: Partition) -> tuple[int, int]:
         """First offset in the log, and where a read-committed reader stops."""
         log = self._logs[partition]

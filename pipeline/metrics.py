@@ -18,7 +18,7 @@ STAGES = ("poll", "decode", "load", "score", "emit", "commit")
 SEVERITIES = ("warning", "critical")
 PARTITION_STATES = ("assigned", "replaying", "live", "gone")
 WAITING_FOR = ("assignment", "kafka", "redis")
-RESTARTS = ("rebalance", "outcome unknown", "commit refused", "state lost", "stale token", "offsets gone")
+RESTARTS = ("rebalance", "outcome unknown", "commit refused", "state lost", "row ahead", "stale token", "offsets gone")
 
 _SIZES = tuple(float(4**power) for power in range(10))  # 1 to 262,144
 _STAGE_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

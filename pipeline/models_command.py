@@ -23,7 +23,7 @@ from pipeline.clock import SystemClock
 from pipeline.compression import effect_of, trial_streams
 from pipeline.errors import ConfigurationError, VersionError
 from pipeline.profile import Profile
-from pipeline.registry import Decision, Registry
+from pipeline.registry import Decision, Registry, base_weights
 from pipeline.replay.inputs import Chosen, load_streams
 from pipeline.settings import Settings
 from pipeline.sources.recording import RecordedStream
@@ -215,21 +215,17 @@ def _promote(args: argparse.Namespace, settings: Settings, registry: Registry) -
 
 
 def _rollback(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
-    profile = _one_profile(args, settings)
     if args.to is not None:
-        _, version = _find(args, settings, registry, args.to)
+        profile, version = _find(args, settings, registry, args.to)
     else:
-        version = _served_before(registry, profile)
+        profile = _one_profile(args, settings)
+        before = registry.served_before(profile)
+        if before is None:
+            raise ConfigurationError(
+                f"profile {profile}: history names nothing that was served before; use --to VERSION"
+            )
+        version = before
     _serve(args, settings, registry, profile, version, "rolled back")
-
-
-def _served_before(registry: Registry, profile: str) -> str:
-    """The parent of the last promotion of what is served now."""
-    current = registry.current(profile)
-    for decision in reversed(registry.history(profile)):
-        if decision.event == "promoted" and decision.version == current and decision.parent:
-            return decision.parent
-    raise ConfigurationError(f"profile {profile}: history names nothing that was served before; use --to VERSION")
 
 
 def _serve(
@@ -239,7 +235,14 @@ def _serve(
     if before == version:
         print(f"profile {profile}: {version} is served already")
         return
-    _, fold = registry.load(profile, version)
+    weights, fold = registry.load(profile, version)
+    wanted = settings.profiles[profile]
+    if weights.predictor != base_weights(wanted.builtin() or wanted.predictor).predictor:
+        raise ConfigurationError(
+            f"version {version} is of another shape than the predictor of profile {profile}, {wanted.predictor!r}: the "
+            "next worker to start would go back to that; set predictor to a folder with weights of this shape first "
+            "(tidewatch models export makes one)"
+        )
     if fold != settings.profiles[profile].fold():
         raise ConfigurationError(
             f"version {version} was made with other settings than profile {profile} has now "

@@ -118,14 +118,14 @@ class Monitor:
             self._hear(profile, partition, windows, shown)
 
     def _hear(self, profile: str, partition: Partition, windows: Windows, shown: set[str]) -> None:
-        now_ms = self._clock.wall_ms()
+        now_s, now_ms = self._clock.monotonic(), self._clock.wall_ms()
         ends = windows.lengths.cumsum().tolist()
         for number, stream_id in enumerate(windows.stream_ids):
             place = (partition, int(windows.offsets[number]), int(windows.record_ms[number]))
             if windows.control[number] == CONTROL_FORGET:
                 event = self._silence.forget(profile, stream_id, *place, now_ms)
             else:
-                event = self._silence.hear(profile, stream_id, *place, now_ms)
+                event = self._silence.hear(profile, stream_id, *place, now_s)
             if event is not None:
                 self._say(event)
             if stream_id in shown and windows.lengths[number]:
@@ -136,7 +136,7 @@ class Monitor:
         states = [each.is_caught_up() for each in (self._alerts, *self._inputs)]
         is_caught_up = all(states)
         if is_caught_up:
-            for event in self._silence.check(self._clock.wall_ms()):
+            for event in self._silence.check(self._clock.monotonic(), self._clock.wall_ms()):
                 self._say(event)
         shown = {(alert.profile, alert.stream_id) for alert in self.open}
         self._observed = {at: values for at, values in self._observed.items() if at in shown}

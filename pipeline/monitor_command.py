@@ -91,7 +91,7 @@ def _monitor(settings: Settings, cluster: Cluster, metrics: MonitorMetrics, cloc
             watch.min_silence_s,
             {name: profile.idle_reset_s for name, profile in settings.profiles.items()},
             watch.max_streams,
-            now_ms,
+            clock.monotonic(),
         ),
         metrics,
         lambda alert: _send(feeder, settings.kafka.alerts_topic, alert),

@@ -110,12 +110,10 @@ def _tell(settings: Settings, receiver: Receiver, metrics: NotifyMetrics, health
                 )
         place = Renewed(bookmark, begin, clock)
         choice = Choice(notify.events, notify.min_severity)
-
-        def wait(seconds: float) -> None:
-            health.beat()
-            stopping.wait(seconds)
-
-        notifier = Notifier(notify, receiver, choice, place, metrics, clock, wait, lambda: stopping.is_asked)
+        notifier = Notifier(
+            *(notify, receiver, choice, place, metrics, clock),
+            *(health.beat, stopping.wait, lambda: stopping.is_asked),
+        )
         past = reader.at(Instant(clock.wall_ms() - int(settings.monitor.alerts_lookback_s * 1000)))
         for records in reader.read(past, begin):
             notifier.recall(records)

@@ -59,6 +59,8 @@ class PartitionState:
         Token and sequence number in the store; ``None`` until taken.
     retry_at_s, waits_for
         Monotonic time before which start-up is not tried again, and the server it waits for.
+    rows_reach
+        A saved row was found to reach so far; start-up expects c there.
     newest_record_ms
         Newest Kafka timestamp seen: the partition's own clock.
     must_commit
@@ -73,6 +75,7 @@ class PartitionState:
     owned: Ownership | None = None
     retry_at_s: float = 0.0
     waits_for: str | None = None
+    rows_reach: int = 0
     newest_record_ms: int = -1
     must_commit: bool = False
 
@@ -95,6 +98,7 @@ class PartitionState:
         self.next = 0
         self.retry_at_s = retry_at_s
         self.waits_for = None
+        self.rows_reach = 0
         self.must_commit = False
 
 

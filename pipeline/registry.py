@@ -254,6 +254,12 @@ class Registry:
         finally:
             os.close(handle)
 
+    def served_before(self, profile: str) -> str | None:
+        """What a rollback serves again: the parent of the last promotion of what is served now."""
+        current = self.current(profile)
+        promotions = (it for it in reversed(self.history(profile)) if it.event == "promoted" and it.version == current)
+        return next((promotion.parent for promotion in promotions if promotion.parent), None)
+
     def history(self, profile: str) -> list[Decision]:
         """All decisions that are kept, oldest first; a line cut short by a crash is passed over."""
         lines: list[str] = []
@@ -340,10 +346,11 @@ class Registry:
     def remove_unused(self, profile: str, keep: Collection[str], newest: int, now_s: float) -> list[str]:
         """Delete versions nobody needs; returns their names.
 
-        Kept are the served one, those in ``keep`` (live histories: protocol.md rule 11) and the ``newest`` ones.
+        Kept are the served one and the one before it, those in ``keep`` (live histories: protocol.md rule 11) and the
+        ``newest`` ones.
         """
         versions = self.versions(profile)
-        needed = {self.current(profile), *keep, *(versions[-newest:] if newest else [])}
+        needed = {self.current(profile), self.served_before(profile), *keep, *(versions[-newest:] if newest else [])}
         removed = [version for version in versions if version not in needed]
         for version in removed:
             # Renamed first: whoever loads it meanwhile finds all of it or nothing.

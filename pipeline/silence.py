@@ -26,19 +26,19 @@ PAUSE_HALF_LIFE_MS = 7 * 86_400_000
 
 @dataclass(slots=True)
 class _Stream:
-    """What is known of one stream: when it was last heard (our clock), its own times, and its rhythm, in ms."""
+    """What is known of one stream: when it was last heard (monotonic), its own times, and its rhythm, in ms."""
 
     profile: str
     partition: Partition
     offset: int
-    heard_ms: int
+    heard_s: float
     last_ms: int
     gaps: int = 0
     mean_ms: float = 0.0
     pause_ms: float = 0.0
     alert: Alert | None = None
 
-    def hear(self, partition: Partition, offset: int, record_ms: int, now_ms: int) -> None:
+    def hear(self, partition: Partition, offset: int, record_ms: int, now_s: float) -> None:
         if not self.gaps:  # an adopted stream's last record is known before the lookback brings those that led to it
             self.last_ms = min(self.last_ms, record_ms)
         gap = record_ms - self.last_ms
@@ -49,8 +49,7 @@ class _Stream:
             usual = min(float(gap), 10 * self.mean_ms) if self.gaps > 1 else float(gap)
             self.mean_ms += (usual - self.mean_ms) / min(self.gaps, MEAN_OF)
             self.last_ms = record_ms
-        self.partition, self.offset = partition, offset
-        self.heard_ms = max(self.heard_ms, now_ms)
+        self.partition, self.offset, self.heard_s = partition, offset, now_s
 
     def is_ended_by(self, partition: Partition, offset: int, record_ms: int) -> bool:
         """Whether a record came after the silence began; a lookback brings those from before it once more.
@@ -75,8 +74,8 @@ class Silence:
         Per profile: a stream silent for longer has ended, and is forgotten.
     max_streams
         Further streams are not watched; :attr:`unwatched` counts their windows.
-    now_ms
-        Wall clock at the start: silence from before it is not held against anyone.
+    now_s
+        Monotonic clock at the start: silence from before it is not held against anyone.
     """
 
     def __init__(
@@ -85,16 +84,16 @@ class Silence:
         min_silence_s: float,
         idle_reset_s: Mapping[str, float],
         max_streams: int,
-        now_ms: int,
+        now_s: float,
     ) -> None:
         self._after_gaps, self._min_ms = after_gaps, min_silence_s * 1000
         self._idle_ms = {profile: seconds * 1000 for profile, seconds in idle_reset_s.items()}
-        self._max_streams, self._start_ms = max_streams, now_ms
+        self._max_streams, self._start_s = max_streams, now_s
         self._streams: dict[tuple[str, str], _Stream] = {}
         self.unwatched = 0
 
     def hear(
-        self, profile: str, stream_id: str, partition: Partition, offset: int, record_ms: int, now_ms: int
+        self, profile: str, stream_id: str, partition: Partition, offset: int, record_ms: int, now_s: float
     ) -> Alert | None:
         """A window came; returns the event that ends a silence.
 
@@ -102,17 +101,17 @@ class Silence:
         ----------
         record_ms
             Its Kafka timestamp, by which gaps are measured.
-        now_ms
-            When we read it, by which silence is measured: a producer's clock may be wrong.
+        now_s
+            When we read it (monotonic), by which silence is measured: a producer's clock may be wrong, ours may be set.
         """
         stream = self._streams.get((profile, stream_id))
         if stream is None:
             if len(self._streams) >= self._max_streams:
                 self.unwatched += 1
                 return None
-            self._streams[profile, stream_id] = _Stream(profile, partition, offset, now_ms, record_ms)
+            self._streams[profile, stream_id] = _Stream(profile, partition, offset, now_s, record_ms)
             return None
-        stream.hear(partition, offset, record_ms, now_ms)
+        stream.hear(partition, offset, record_ms, now_s)
         return _end(stream, record_ms) if stream.is_ended_by(partition, offset, record_ms) else None
 
     def forget(
@@ -131,7 +130,7 @@ class Silence:
         if at not in self._streams:
             if len(self._streams) >= self._max_streams:
                 return
-            self._streams[at] = _Stream(alert.profile, alert.partition, alert.offset, alert.onset_ms, alert.onset_ms)
+            self._streams[at] = _Stream(alert.profile, alert.partition, alert.offset, self._start_s, alert.onset_ms)
         self._streams[at].alert = alert
 
     def release(self, alert: Alert) -> None:
@@ -140,11 +139,19 @@ class Silence:
         if stream is not None and stream.alert is not None and stream.alert.alert_id == alert.alert_id:
             stream.alert = None
 
-    def check(self, now_ms: int) -> Iterator[Alert]:
-        """Silences that begin now, and those that end because the stream has been gone for too long."""
+    def check(self, now_s: float, now_ms: int) -> Iterator[Alert]:
+        """Silences that begin now, and those that end because the stream has been gone for too long.
+
+        Parameters
+        ----------
+        now_s
+            Monotonic, by which silence is measured.
+        now_ms
+            Wall clock, which the events show.
+        """
         ended = []
         for (profile, stream_id), stream in self._streams.items():
-            silent_ms = now_ms - max(stream.heard_ms, self._start_ms)
+            silent_ms = 1000 * (now_s - stream.heard_s)
             if stream.alert is None and stream.gaps >= MIN_GAPS and silent_ms > self._patience_ms(stream):
                 stream.alert = _begin(profile, stream_id, stream, now_ms)
                 yield stream.alert

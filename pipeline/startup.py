@@ -4,6 +4,8 @@
 2. Take the token, and with it W.
 3. W below the log start, or versions that are gone: go on where it is possible, and say so.
 4. Seek to W; records below c will be absorbed silently.
+
+Where c lies before what is saved, or beyond the end of the log, the partition begins anew, and says so.
 """
 
 from __future__ import annotations
@@ -144,8 +146,13 @@ class StartUp:
         token = Token(note.generation, self._new_id())
         taken = self._store.take(key, token)
         watermark = state.committed.origin if taken.watermark is None else taken.watermark
-        if watermark > state.c:
-            self._moved_back(state, watermark, commit)
+        end = self._source.end_offsets([state.partition])[state.partition]
+        if max(watermark, state.rows_reach) > state.c:
+            self._moved_back(state, max(watermark, state.rows_reach), commit)
+            return
+        if end < state.c:
+            why = f"the log ends at {end}, before the committed offset {state.c}: it was cut"
+            self._begin_anew(state, end, why, commit)
             return
         start = self._first_available(state, watermark, commit)
         state.owned = Ownership(key, token, taken.seq)
@@ -157,22 +164,24 @@ class StartUp:
             "partition %s: committed=%s watermark=%s state=%s", state.partition, state.c, watermark, state.state.value
         )
 
-    def _moved_back(self, state: PartitionState, watermark: int, commit: Commit) -> None:
-        """Rule 23: the group's offsets were moved back by hand: a new incarnation, rebuilt and flagged."""
-        assert state.committed is not None
-        old = state.committed
+    def _moved_back(self, state: PartitionState, saved: int, commit: Commit) -> None:
+        """Rule 23: rows were saved that reach beyond c: read c again; if it stays so, it was moved back by hand."""
         again = self._source.committed([state.partition])[state.partition]
-        if again is not None and again.offset >= watermark:
+        if again is not None and again.offset >= saved:
             state.back_to_assigned()
             return
-        logger.warning(
-            "partition %s: offset %s is below the saved %s: offsets were moved back; rebuilding",
-            *(state.partition, old.offset, watermark),
-        )
-        origin = min(old.origin, old.offset)
-        history = tuple(pair for pair in old.history if pair[0] <= old.offset)
+        why = f"offset {state.c} is below the saved {saved}: offsets were moved back"
+        self._begin_anew(state, state.c, why, commit)
+
+    def _begin_anew(self, state: PartitionState, offset: int, why: str, commit: Commit) -> None:
+        """A new incarnation that goes on at ``offset``, its rows rebuilt from what the log holds and flagged."""
+        old = state.committed
+        assert old is not None
+        logger.error("partition %s: %s; rebuilding", state.partition, why)
+        origin = min(old.origin, offset)
+        history = tuple(pair for pair in old.history if pair[0] <= offset)
         history = history or ((origin, self._target(state.profile)),)
-        commit(extra={state.partition: Committed(old.offset, self._new_id(), origin, history, old.offset)})
+        commit(extra={state.partition: Committed(offset, self._new_id(), origin, history, offset)})
         state.back_to_assigned()
 
     def _first_available(self, state: PartitionState, watermark: int, commit: Commit) -> int:

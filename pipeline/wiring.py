@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
@@ -54,22 +56,25 @@ def build_worker(settings: Settings, listener: Callable[[StepStats], None], stor
     registry = Registry(settings.registry.folder)
     for name, profile in settings.profiles.items():
         registry.ensure(name, profile.builtin() or profile.predictor, profile.fold(), profile.scope)
-    store = store or build_store(settings)
-    store.check()
-    name = settings.kafka.worker_name or f"{socket.gethostname()}-{os.getpid()}"
-    return Worker(
-        build_source(settings, name),
-        build_sink(settings, name),
-        store,
-        {name: build_engine(settings, registry, name, device) for name in settings.profiles},
-        settings.profile_names(),
-        served_version(registry),
-        build_messages(settings),
-        Batcher(settings.engine.max_batch_observations),
-        build_pace(settings),
-        SystemClock(),
-        listener,
-    )
+    name = settings.kafka.worker_name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    with ExitStack() as opened:  # a server that is away leaves nothing open behind: the caller tries again and again
+        store = store or opened.enter_context(closing(build_store(settings)))
+        store.check()
+        worker = Worker(
+            opened.enter_context(closing(build_source(settings, name))),
+            opened.enter_context(closing(build_sink(settings, name))),
+            store,
+            {name: build_engine(settings, registry, name, device) for name in settings.profiles},
+            settings.profile_names(),
+            served_version(registry),
+            build_messages(settings),
+            Batcher(settings.engine.max_batch_observations),
+            build_pace(settings),
+            SystemClock(),
+            listener,
+        )
+        opened.pop_all()
+    return worker
 
 
 def build_store(settings: Settings) -> StateStore:

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from pipeline.batcher import Batcher, Piece
 from pipeline.clock import Clock
@@ -19,9 +20,11 @@ from pipeline.engine import Engine, Share
 from pipeline.errors import (
     BrokerAway,
     CommitRefused,
+    ConfigurationError,
     OffsetsGone,
     OutcomeUnknown,
     OwnershipError,
+    RowAhead,
     StaleToken,
     StateLost,
     StoreAway,
@@ -41,6 +44,7 @@ from pipeline.status import LogEnds, worker_status
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.5
+SAVES_WAIT_S = 0.5
 TARGET_POLL_S = 1.0
 
 
@@ -105,6 +109,7 @@ class Worker:
         self.partitions: dict[Partition, PartitionState] = {}
         self._must_rebuild = False
         self._room_wanted = False
+        self._saves_awaited_for: Literal["room", "swap"] | None = None
         self._last_commit_s = clock.monotonic()
         self._target_due_s = 0.0
         self._oldest_ms: int | None = None
@@ -146,6 +151,8 @@ class Worker:
             self._start_over("commit refused", error)
         except StateLost as error:
             self._prove_ownership(error)
+        except RowAhead as error:
+            self._look_again(error)
         except StaleToken as error:
             self._lose(error)
         except OffsetsGone as error:
@@ -158,6 +165,8 @@ class Worker:
     def _work(self) -> None:
         self._keeper.collect(self.partitions)
         self._start_partitions()
+        if self._awaits_saves():
+            return
         self._swap_versions()
         self._read()
         self._fold()
@@ -173,10 +182,14 @@ class Worker:
         except (OwnershipError, BrokerAway, StoreAway) as error:
             logger.warning("stopped without a last commit: %s; the successor replays from the last save", error)
         finally:
-            self._keeper.close()
-            self._sink.close()
-            self._source.close()
-            self._store.close()
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close everything and commit and save nothing: in the middle of a step rows may be ahead of what was told."""
+        self._keeper.close()
+        self._sink.close()
+        self._source.close()
+        self._store.close()
 
     def _wait(self, error: BrokerAway | StoreAway) -> None:
         """A server is away: say so, keep membership, try again at the next step."""
@@ -215,6 +228,7 @@ class Worker:
             except OutcomeUnknown:
                 self._must_rebuild = True
         self._uncommitted = 0
+        self._saves_awaited_for = None
         self._oldest_ms = self._newest_ms = None
         retry_at_s = self._clock.monotonic() + (RETRY_PAUSE_S if error is not None else 0.0)
         for partition, state in self.partitions.items():
@@ -255,6 +269,13 @@ class Worker:
             lost.state = State.GONE
         except OutcomeUnknown:
             self._must_rebuild = True
+
+    def _look_again(self, error: RowAhead) -> None:
+        """Rule 23: start-up reads c again, and knows what it has to reach."""
+        ahead = self.partitions.get(_partition(error.partition)) if error.partition else None
+        self._start_over("row ahead", error)
+        if ahead is not None:
+            ahead.rows_reach = error.position
 
     # -- start-up of a partition ---------------------------------------------------------------------------------
 
@@ -458,7 +479,26 @@ class Worker:
         self._last_commit_s = started
         if self._room_wanted:
             self._room_wanted = False
-            self._keeper.drain(self.partitions, self._pace.max_watermark_age_s)
+            self._saves_awaited_for = "room"
+
+    def _awaits_saves(self) -> bool:
+        """Whether folding rests until all that is committed is saved: rows lack room, or a version goes (rules 12, 14).
+
+        One step waits a little; where Redis is away rows that lack room wait for it, and a swap is tried again later.
+        """
+        if self._saves_awaited_for is None:
+            return False
+        if self._keeper.drain(self.partitions, SAVES_WAIT_S):
+            if self._saves_awaited_for == "swap":
+                self._target_due_s = 0.0
+            self._saves_awaited_for = None
+            return False
+        if self._keeper.is_store_away:
+            if self._saves_awaited_for == "swap":
+                self._saves_awaited_for = None
+                return False
+            self._wait(StoreAway("rows have to be saved before others find room"))
+        return True
 
     def _note_latency(self, committed: bool) -> None:
         if committed and self._oldest_ms is not None and self._newest_ms is not None:
@@ -476,12 +516,17 @@ class Worker:
         if now < self._target_due_s:
             return
         self._target_due_s = now + TARGET_POLL_S
-        targets = {profile: self._target(profile) for profile in self._engines}
+        try:
+            targets = {profile: self._target(profile) for profile in self._engines}
+        except (OSError, ConfigurationError) as error:
+            logger.warning("which versions to serve cannot be read, those that are served stay: %s", error)
+            return
         due = [s for s in self.partitions.values() if s.state is State.LIVE and _serving(s) != targets[s.profile]]
-        if not due:
+        if not due or self._keeper.is_store_away:
             return
         self._commit(everything=True)
-        if not self._keeper.drain(self.partitions, self._pace.max_watermark_age_s):
+        if not self._keeper.drain(self.partitions, SAVES_WAIT_S):
+            self._saves_awaited_for = "swap"
             return
         for state in due:
             engine, target = self._engines[state.profile], targets[state.profile]

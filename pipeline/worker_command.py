@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         logger.info("http address=%s", health.address)
         worker = _connected(settings, metrics, health, stopping)
         if worker is not None:
-            _serve(worker, metrics, health, stopping)
+            serve(worker, metrics, health, stopping)
     return 0
 
 
@@ -53,7 +53,8 @@ def _connected(settings: Settings, metrics: Metrics, health: Health, stopping: S
     return None
 
 
-def _serve(worker: Worker, metrics: Metrics, health: Health, stopping: Stopping) -> None:
+def serve(worker: Worker, metrics: Metrics, health: Health, stopping: Stopping) -> None:
+    """Step until told to stop; what ends it otherwise is not worked up: start-up is the recovery."""
     settle_memory()
     try:
         while not stopping.is_asked:
@@ -61,5 +62,7 @@ def _serve(worker: Worker, metrics: Metrics, health: Health, stopping: Stopping)
             health.beat()
             health.set_ready(worker.waiting_for is None, worker.waiting_for or "serving")
             metrics.show(worker.status())
-    finally:
-        worker.stop()
+    except BaseException:
+        worker.abandon()
+        raise
+    worker.stop()

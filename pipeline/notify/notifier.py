@@ -36,6 +36,8 @@ class Notifier:
 
     Parameters
     ----------
+    beat
+        Called before every event and every pause: a sign of life.
     wait
         Lets so many seconds pass, or fewer when the process is to end.
     is_ending
@@ -50,12 +52,13 @@ class Notifier:
         progress: Progress,
         metrics: NotifyMetrics,
         clock: Clock,
+        beat: Callable[[], None],
         wait: Callable[[float], None],
         is_ending: Callable[[], bool],
     ) -> None:
         self._settings, self._receiver, self._choice = settings, receiver, choice
         self._progress, self._metrics, self._clock = progress, metrics, clock
-        self._wait, self._is_ending = wait, is_ending
+        self._beat, self._wait, self._is_ending = beat, wait, is_ending
         self._resend_due_s = clock.monotonic()
 
     def recall(self, records: Iterable[tuple[Partition, Record]]) -> None:
@@ -68,16 +71,24 @@ class Notifier:
     def take(self, records: Sequence[tuple[Partition, Record]]) -> None:
         """Tell what is wanted of these, committing each; ends early where the process is to end.
 
+        Telling a backlog can take longer than Alertmanager holds an open alert, so they are repeated meanwhile.
+
         Raises
         ------
         BrokerAway
             Progress cannot be committed; what was told since is told again by the next process.
         """
+        repeat_from_s = self._clock.monotonic() + self._settings.resend_s
         for partition, record in records:
+            self._beat()
             alert = _decoded(record)
             if alert is not None and self._choice.wants(alert) and not self._tell(alert):
                 return
             self._progress.commit(partition, record.offset + 1)
+            if self._is_ending():
+                return
+            if self._clock.monotonic() >= repeat_from_s:
+                self.resend()
 
     def resend(self) -> None:
         """Repeat open alerts to Alertmanager when it is time; a failure waits for the next time."""
@@ -107,6 +118,7 @@ class Notifier:
             if left_s <= 0:
                 return self._done(alert, "given_up", answer.reason)
             logger.warning("again in %.1f s: %s %s", wait_s, self._receiver.name, answer.reason)
+            self._beat()
             self._wait(min(wait_s, left_s))
             if self._is_ending():
                 return False

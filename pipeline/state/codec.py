@@ -7,16 +7,19 @@ one copy of the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from pipeline.errors import DamagedSnapshot
+from pipeline.errors import DamagedSnapshot, UnknownSnapshot
 from pipeline.records import Float32, Int64
 from pipeline.state.base import HEADER, Snapshot
+
+logger = logging.getLogger(__name__)
 
 MAGIC = b"TWSN"
 FORMAT = 1
@@ -117,6 +120,27 @@ def decode_many(values: Sequence[bytes]) -> Iterator[tuple[Int64, Snapshots]]:
         yield np.array(indices, np.int64), Snapshots(layout, version, frame["header"].copy(), rows)
 
 
+def without_damaged(values: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """Those of ``values``, by stream, that are whole; ``values`` itself where all are.
+
+    Raises
+    ------
+    UnknownSnapshot
+        One has a format that this release does not know: it is whole, and a newer release's to read.
+    """
+    whole = {}
+    for stream, value in values.items():
+        try:
+            _require_whole(value)
+        except UnknownSnapshot:
+            raise
+        except DamagedSnapshot as error:
+            logger.error("the saved row of %r is given up: %s", stream, error)
+            continue
+        whole[stream] = value
+    return whole
+
+
 def encode(snapshot: Snapshot) -> bytes:
     """Encode one snapshot; see :func:`encode_many`."""
     header = np.array([snapshot.header], HEADER)
@@ -160,6 +184,6 @@ def _require_whole(value: bytes) -> None:
         raise DamagedSnapshot(f"a snapshot of {len(value)} bytes is damaged: its checksum differs")
     kind, dtype = int.from_bytes(value[8:10], "little"), int.from_bytes(value[10:12], "little")
     if (kind, dtype) != (FORMAT, FLOAT32):
-        raise DamagedSnapshot(f"snapshot format {kind}.{dtype} is not known to this release")
+        raise UnknownSnapshot(f"snapshot format {kind}.{dtype} is not known to this release")
     if len(value) != FRAME.itemsize + 4 * int.from_bytes(value[12:16], "little"):
         raise DamagedSnapshot(f"a snapshot's rows do not have the length its header states: {len(value)} bytes in all")

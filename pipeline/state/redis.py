@@ -296,6 +296,10 @@ class RedisStateStore:
             raise ConfigurationError(f"Redis at {self._place} refuses user or password: {exc}") from exc
         except RedisError as exc:
             kind = ConfigurationError if isinstance(exc, ResponseError) and not _may_pass(exc) else StoreAway
+            if kind is StoreAway:
+                # After a fail-over the address leads to another server, but an open connection stays with the old one.
+                # Only idle ones are closed, this call's among them: another thread may be in the midst of a call.
+                self._client.connection_pool.disconnect(inuse_connections=False)
             raise kind(f"{what} at Redis {self._place}: {type(exc).__name__}: {exc}") from exc
 
 

@@ -107,7 +107,7 @@ def encode_alert(alert: Alert) -> bytes:
         AlertMessage(
             alert_id=alert.alert_id,
             event=alert.event,  # type: ignore[arg-type]  # validated by the model
-            severity=alert.severity,
+            severity=alert.severity,  # type: ignore[arg-type]  # the same
             stream_id=alert.stream_id,
             group=alert.group,
             profile=alert.profile,

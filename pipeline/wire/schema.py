@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 SCHEMA = 1
 
+_Time = Annotated[int, Field(ge=-62_135_596_800_000, le=253_402_300_799_999)]
+"""ms since the epoch within the years 1 to 9999: others have no ISO 8601."""
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(
@@ -80,14 +83,14 @@ class AlertMessage(_Message):
 
     alert_id: str
     event: Literal["opened", "updated", "resolved"]
-    severity: str
+    severity: Literal["none", "warning", "critical"]
     stream_id: str
     group: str | None
     profile: str
     time: Annotated[str, Field(description="Event time of the observation that caused this event, ISO 8601 UTC.")]
-    time_ms: int
+    time_ms: _Time
     onset: Annotated[str, Field(description="Event time of the observation that opened the alert.")]
-    onset_ms: int
+    onset_ms: _Time
     verdict: str
     score: Annotated[float | None, Field(description="-log10 p: 4 means one in ten thousand.")]
     peak_score: float | None

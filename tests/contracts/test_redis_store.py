@@ -39,7 +39,10 @@ def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 
 
 class LossyProxy:
-    """Stands between client and server; :meth:`lose_reply` lets one request through and swallows its answer."""
+    """Stands between client and server.
+
+    :meth:`lose_reply` lets one request through and swallows its answer; :meth:`lead_to` is a fail-over.
+    """
 
     def __init__(self, port: int) -> None:
         self._server_port = port
@@ -62,6 +65,10 @@ class LossyProxy:
     def lose_reply(self) -> None:
         """The next request reaches the server, its answer does not come back: the connection closes instead."""
         self._losing.set()
+
+    def lead_to(self, port: int) -> None:
+        """New connections reach another server from now on; open ones stay where they are."""
+        self._server_port = port
 
     def _accept(self) -> None:
         while True:
@@ -181,6 +188,22 @@ def test_a_save_whose_reply_was_lost_ran_once_and_its_repeat_is_done(own_redis: 
         assert proxy.requests_seen == before + 1
         assert store.save(key, TOKEN, seq, {"a": b"2"}, [], 5) == seq + 1
         assert store.take(key, TOKEN) == (5, seq + 2)
+        store.close()
+
+
+def test_a_fail_over_is_followed_although_the_old_server_goes_on_as_a_replica(
+    own_redis: EmbeddedRedis, key: StateKey, tmp_path: Path
+) -> None:
+    """It refuses writes and keeps its connections, so a client that kept its own would be refused for ever."""
+    with EmbeddedRedis(tmp_path / "new") as new, LossyProxy(own_redis.port) as proxy:
+        store = RedisStateStore.connect(proxy.url, timeout_s=2)
+        store.take(key, TOKEN)
+        with redis.Redis.from_url(own_redis.address) as client:
+            client.replicaof("127.0.0.1", new.port)
+        proxy.lead_to(new.port)
+        with pytest.raises(StoreAway, match="READONLY"):
+            store.take(key, TOKEN)
+        assert store.take(key, TOKEN) == (None, 1)
         store.close()
 
 

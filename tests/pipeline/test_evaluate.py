@@ -95,7 +95,7 @@ def tracks_of(folder, contender=SERVED):
     series = load_series(folder, read_entries(folder))
     tracks = {}
     for group in groups_of(series, KNOBS):
-        tracks |= fold(group, predictor_of(contender, builtin("gru")))
+        tracks |= fold(group, predictor_of(contender, builtin("gru")), has_bands=True)
     return {item.name: (item, tracks[item.name]) for item in series}
 
 

@@ -473,12 +473,13 @@ def test_silence_is_said_once_and_ended_once():
     """By the monitor beside the fold, since no record tells of a record that does not come."""
     taken = MONDAY_MS + 1000 * INTERVAL_S * np.arange(10 * DAY)
     there = (np.arange(10 * DAY) < 5 * DAY) | (np.arange(10 * DAY) >= 8 * DAY)
-    watch = Silence(5.0, 300.0, {"p": PROFILE.idle_reset_s}, 10, int(taken[0]))
+    watch = Silence(5.0, 300.0, {"p": PROFILE.idle_reset_s}, 10, taken[0] / 1000)
     said = []
     for offset, (time_ms, is_there) in enumerate(zip(taken.tolist(), there.tolist(), strict=True)):
-        if is_there and (event := watch.hear("p", "s", Partition("input", 0), offset, time_ms, time_ms)) is not None:
+        now = time_ms / 1000
+        if is_there and (event := watch.hear("p", "s", Partition("input", 0), offset, time_ms, now)) is not None:
             said.append((event.event, time_ms))
-        said += [(event.event, time_ms) for event in watch.check(time_ms)]
+        said += [(event.event, time_ms) for event in watch.check(now, time_ms)]
     (opened, at), (resolved, until) = said
     assert (opened, resolved) == ("opened", "resolved")
     assert 0 <= at - taken[5 * DAY] <= 1000 * INTERVAL_S * 6

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.config import PredictorConfig
 from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
 from models.row import RowLayout
 from pipeline import __version__
@@ -38,10 +39,12 @@ def registry(tmp_path: Path) -> Registry:
 def command(tmp_path: Path, registry: Registry, capsys: pytest.CaptureFixture[str]) -> Command:
     """``tidewatch models`` with settings of this registry; its code and what it said."""
     settings = tmp_path / "t.toml"
+    tiny_weights(0).save(tmp_path / "base")
     settings.write_text(
         f'[registry]\nfolder = "{tmp_path / "registry"}"\n[kafka]\nbootstrap_servers = ["127.0.0.1:1"]\n'
         'call_deadline_s = 0.5\n[profiles.p]\ntopics = ["input"]\nfeatures = ["value"]\ninterval_s = 60.0\n'
         'alarm_budget = "1 per day"\n'
+        f'predictor = "{tmp_path / "base"}"\n'
     )
 
     def run(*words: str) -> tuple[int, str, str]:
@@ -104,6 +107,28 @@ def test_a_version_of_other_settings_is_not_promoted(command: Command, registry:
     code, _, error = command("promote", other)
     assert code == 2
     assert "idle_reset_s" in error
+
+
+def test_a_version_of_another_shape_is_not_promoted(command: Command, registry: Registry) -> None:
+    """The next worker to start would go back to the shape that the settings name, and write nothing down."""
+    other = registry.publish("p", Weights.random(PredictorConfig(hidden=3)), FOLD)
+    code, _, error = command("promote", other)
+    assert code == 2
+    assert "another shape" in error
+    assert registry.current("p") != other
+
+
+def test_a_rollback_finds_what_was_served_before_however_many_came_since(command: Command, registry: Registry) -> None:
+    """A learner tries one candidate after the other: newer than what it would go back to, and never served."""
+    first, second = registry.versions("p")
+    assert command("promote", second)[0] == 0
+    for seed in range(2, 6):
+        registry.publish("p", tiny_weights(seed), FOLD)
+    registry.remove_unused("p", keep=[], newest=2, now_s=0.0)
+    assert command("rollback", "--to", first)[0] == 0
+    assert command("promote", second)[0] == 0
+    assert command("rollback")[0] == 0
+    assert registry.current("p") == first
 
 
 def test_export_and_import_carry_a_version_to_another_registry(

@@ -23,10 +23,10 @@ HOUR = 60 * MINUTE
 
 
 class Clock:
-    """Time that passes only where a test lets it."""
+    """Time that passes only where a test lets it; ``set_ms`` is by how much the wall clock was set since."""
 
     def __init__(self) -> None:
-        self.now_ms = START_MS
+        self.now_ms, self.set_ms = START_MS, 0
 
     def monotonic(self) -> float:
         """Seconds."""
@@ -34,7 +34,7 @@ class Clock:
 
     def wall_ms(self) -> int:
         """Milliseconds since the epoch."""
-        return self.now_ms
+        return self.now_ms + self.set_ms
 
 
 class Log:
@@ -96,7 +96,7 @@ class Site:
             Followed(Reader(self.alerts), Instant(now_ms - 168 * HOUR)),
             self.settings.profiles,
             build_messages(self.settings),
-            Silence(10, 60.0, {"sensor": 604_800.0}, 100, now_ms),
+            Silence(10, 60.0, {"sensor": 604_800.0}, 100, self.clock.monotonic()),
             self.metrics,
             lambda alert: self.alerts.write(alert.stream_id, encode_alert(alert)),
             self.clock,
@@ -135,6 +135,20 @@ def test_a_silence_outlives_a_restart_and_the_next_one_is_said_too() -> None:
     first, ended, second = site.said()
     assert (first.event, ended.event, second.event) == ("opened", "resolved", "opened")
     assert first.alert_id == ended.alert_id != second.alert_id
+
+
+@pytest.mark.parametrize("set_ms", [HOUR, -HOUR])
+def test_silence_is_as_long_as_it_lasts_whatever_the_wall_clock_says(set_ms: int) -> None:
+    """Set forward it would call every stream silent at once, set back it would say nothing for as long."""
+    site = Site()
+    site.pass_time(MIN_GAPS + 5, speaks=True)
+    site.clock.set_ms = set_ms
+    site.pass_time(9, speaks=False)
+    assert site.said() == []
+    site.pass_time(3, speaks=False)
+    (opened,) = site.said()
+    assert opened.event == "opened"
+    assert opened.time_ms == site.clock.wall_ms() - MINUTE
 
 
 @pytest.mark.parametrize("event", ["opened", "resolved"])

@@ -17,7 +17,7 @@ from pipeline.notify.notifier import Notifier
 from pipeline.notify_command import build_receiver
 from pipeline.records import Alert, Partition, StoredRecord
 from pipeline.settings import Notify
-from pipeline.wire import encode_alert
+from pipeline.wire import encode_alert, iso_time
 from tests.alerts import make_alert
 from tests.hook import Hook
 
@@ -49,15 +49,21 @@ class Rig:
     def __init__(self, url: str, **settings: Any) -> None:
         notify = Notify(url=url, **settings)
         self.clock, self.committed, self.is_ending = Clock(), dict[Partition, int](), False
+        self.commit_s, self.beats = 0.0, 0
         self.registry = CollectorRegistry()
         self.notifier = Notifier(
             *(notify, build_receiver(notify), Choice(notify.events, notify.min_severity), self),
-            *(NotifyMetrics(self.registry), self.clock, self.clock.wait, lambda: self.is_ending),
+            *(NotifyMetrics(self.registry), self.clock, self.beat, self.clock.wait, lambda: self.is_ending),
         )
 
     def commit(self, partition: Partition, next_offset: int) -> None:
-        """Take a note."""
+        """Take a note, which takes ``commit_s``."""
         self.committed[partition] = next_offset
+        self.clock.wait(self.commit_s)
+
+    def beat(self) -> None:
+        """Count a sign of life."""
+        self.beats += 1
 
     def take(self, *alerts: Alert) -> None:
         """Give these to the notifier, from offset 0."""
@@ -66,6 +72,15 @@ class Rig:
     def outcome(self, name: str) -> float | None:
         """How many events ended so."""
         return self.registry.get_sample_value("anomaly_notifications_total", {"outcome": name})
+
+
+class EndingRig(Rig):
+    """One whose process is asked to end while it commits."""
+
+    def commit(self, partition: Partition, next_offset: int) -> None:
+        """Take a note."""
+        super().commit(partition, next_offset)
+        self.is_ending = True
 
 
 @pytest.mark.parametrize(
@@ -141,6 +156,23 @@ def test_an_end_while_trying_commits_nothing() -> None:
     assert rig.committed == {}
 
 
+def test_an_end_between_two_events_leaves_the_next_one_to_the_next_process() -> None:
+    """A backlog of thousands takes minutes, and who asked for the end does not wait for so long."""
+    with Hook() as hook:
+        rig = EndingRig(hook.url)
+        rig.take(make_alert(), make_alert(alert_id="b"))
+        assert [json.loads(post.body)["alert_id"] for post in hook.posts] == ["a1"]
+    assert rig.committed == {PLACE: 1}
+
+
+def test_every_event_and_every_pause_is_a_sign_of_life() -> None:
+    """A notifier that works through a backlog must not be restarted for a stuck one."""
+    with Hook(503) as hook:
+        rig = Rig(hook.url)
+        rig.take(make_alert(), make_alert(alert_id="b"), make_alert(alert_id="c"))
+    assert rig.beats == 3 + 1
+
+
 def test_nobody_listening_is_tried_again() -> None:
     """A refused connection is a receiver that restarts."""
     with Hook() as hook:
@@ -208,6 +240,18 @@ def test_alertmanager_hears_of_open_alerts_again_and_again() -> None:
         assert {post.path for post in hook.posts} == {"/api/v2/alerts"}
     assert [[entry["labels"]["alert_id"] for entry in body] for body in posts] == [["a1"], ["b"], ["b"], ["a1"], ["a1"]]
     assert posts[4][0]["endsAt"] > posts[3][0]["endsAt"] > posts[3][0]["startsAt"]
+
+
+def test_open_alerts_outlive_a_backlog() -> None:
+    """Alertmanager takes them for resolved after four minutes, however many others are waiting to be told."""
+    with Hook() as hook:
+        rig = Rig(hook.url.partition("/hook")[0], kind="alertmanager", resend_s=60)
+        rig.commit_s = 1.0
+        rig.take(*(make_alert(alert_id=str(number)) for number in range(300)))
+        entries = [entry for post in hook.posts for entry in json.loads(post.body)]
+    ends = {entry["labels"]["alert_id"]: entry["endsAt"] for entry in entries}
+    assert len(ends) == 300
+    assert min(ends.values()) > iso_time(rig.clock.wall_ms())
 
 
 def test_alertmanager_knows_an_alert_by_labels_that_stay_the_same() -> None:

@@ -23,13 +23,18 @@ class Story:
 
     def __init__(self, min_silence_s: float = 60.0, max_streams: int = 100, idle_reset_s: float = 604_800.0) -> None:
         self.now = START
-        self.silence = Silence(10, min_silence_s, {"sensor": idle_reset_s}, max_streams, START)
+        self.silence = Silence(10, min_silence_s, {"sensor": idle_reset_s}, max_streams, START / 1000)
         self._offset = 0
+
+    @property
+    def now_s(self) -> float:
+        """The monotonic clock."""
+        return self.now / 1000
 
     def hear(self, stream: str = "s", late_ms: int = 0) -> Alert | None:
         """A record, made ``late_ms`` before it is read."""
         self._offset += 1
-        return self.silence.hear("sensor", stream, PLACE, self._offset, self.now - late_ms, self.now)
+        return self.silence.hear("sensor", stream, PLACE, self._offset, self.now - late_ms, self.now_s)
 
     def forget(self, stream: str = "s") -> Alert | None:
         """A goodbye."""
@@ -52,7 +57,7 @@ class Story:
 
     def check(self) -> list[Alert]:
         """Look."""
-        return list(self.silence.check(self.now))
+        return list(self.silence.check(self.now_s, self.now))
 
 
 def test_a_regular_stream_that_stops_opens_one_alert_and_resolves_it_when_it_speaks() -> None:
@@ -130,7 +135,7 @@ def test_what_was_silent_before_the_monitor_began_is_given_its_time_again() -> N
     story = Story()
     for minute in range(MIN_GAPS + 5):
         at = START - DAY + minute * MINUTE
-        story.silence.hear("sensor", "s", PLACE, minute, at, START)
+        story.silence.hear("sensor", "s", PLACE, minute, at, START / 1000)
     assert story.check() == []
     story.now += 11 * MINUTE
     assert len(story.check()) == 1
@@ -157,16 +162,16 @@ def test_records_from_before_a_silence_do_not_end_it_after_a_restart(place: Part
     story.now += 30 * MINUTE
     (opened,) = story.check()
     after = Story()
-    after.silence = Silence(10, 60.0, {"sensor": 604_800.0}, 100, story.now)
+    after.silence = Silence(10, 60.0, {"sensor": 604_800.0}, 100, story.now_s)
     after.now = story.now
     after.silence.adopt(opened)
     for number in range(1, MIN_GAPS + 2):
         at = START + number * MINUTE
-        assert after.silence.hear("sensor", "s", PLACE, number, at, after.now) is None
+        assert after.silence.hear("sensor", "s", PLACE, number, at, after.now_s) is None
     assert after.check() == []
     assert list(after.silence.counts()) == [("sensor", 1, 1)]
     after.now += 5 * MINUTE
-    resolved = after.silence.hear("sensor", "s", place, MIN_GAPS + 2, after.now, after.now)
+    resolved = after.silence.hear("sensor", "s", place, MIN_GAPS + 2, after.now, after.now_s)
     assert resolved is not None
     assert (resolved.event, resolved.alert_id) == ("resolved", opened.alert_id)
     after.now += DAY
@@ -180,7 +185,7 @@ def test_a_silence_of_a_topic_made_anew_ends_by_time() -> None:
     story.regular(MIN_GAPS + 1)
     story.now += 30 * MINUTE
     story.check()
-    assert story.silence.hear("sensor", "s", PLACE, 0, story.now, story.now) is not None
+    assert story.silence.hear("sensor", "s", PLACE, 0, story.now, story.now_s) is not None
 
 
 def test_a_goodbye_from_before_a_silence_does_not_end_it() -> None:

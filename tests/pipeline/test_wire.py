@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.alerts import SEVERITIES
 from pipeline.errors import DecodeError
 from pipeline.profile import Profile
 from pipeline.records import (
@@ -448,6 +449,24 @@ def test_foreign_bytes_are_no_alert_and_no_dead_letter(decoder: Callable[[bytes]
     for value in (b"", b"{}", b'{"alert_id": 3}'):
         with pytest.raises(DecodeError):
             decoder(value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"severity": "info"}, {"time_ms": 10**17}, {"onset_ms": -(10**17)}, {"onset_ms": 253_402_300_800_000}],
+)
+def test_an_alert_whose_words_or_times_are_foreign_is_refused(change: dict[str, object]) -> None:
+    """Who reads it looks the severity up and writes the times out; one such message would stop every reader."""
+    with pytest.raises(DecodeError, match=next(iter(change))):
+        decode_alert(json.dumps(json.loads(encode_alert(ALERT)) | change).encode())
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_an_alert_of_any_severity_and_time_survives_the_wire(severity: str) -> None:
+    """A record without a time has -1, and a producer's clock may show any year."""
+    for time_ms in (-1, 0, 253_402_300_799_999):
+        alert = replace(ALERT, severity=severity, time_ms=time_ms, onset_ms=time_ms)
+        assert decode_alert(encode_alert(alert)) == alert
 
 
 def test_schema_describes_what_is_accepted() -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 
 import numpy as np
 import pytest
 
 from pipeline.errors import StoreAway
+from pipeline.health import Health
+from pipeline.metrics import Metrics
 from pipeline.partition import HISTORY_KEPT, from_offset, to_offset, version_at, with_version
 from pipeline.records import VERDICTS, Committed, Partition
 from pipeline.saver import SaveJob
 from pipeline.sources.base import CommittedOffset
+from pipeline.state.codec import decode_headers
 from pipeline.wire import encode_control, encode_packed
 from pipeline.worker import Pace, Worker
+from pipeline.worker_command import serve
 from tests.builders import (
     GROUP,
     INTERVAL_MS,
@@ -165,6 +170,21 @@ def test_hidden_state_choice_on_a_swap_is_applied() -> None:
     """Carry and reset differ, so the setting does something (rule 12)."""
     carried, reset = _swap_run(None, "carry").output(), _swap_run(None, "reset").output()
     assert carried.scores != reset.scores
+
+
+def test_a_version_that_no_partition_has_any_more_leaves_the_memory() -> None:
+    """A worker that stands by while versions come and go would fill a GPU with tables of nobody's rows."""
+    world = _world()
+    world.produce("s", make_series(0, 40))
+    worker = _finished(world)
+    world.broker.rebalance(GROUP)
+    world.target = VERSION_B
+    for _ in range(10):  # dropped with everything else, and under B when its next record comes
+        worker.step()
+        world.clock.advance(1)
+    world.produce("s", make_series(1, 40), start_ms=START_MS + 100 * INTERVAL_MS)
+    world.run(worker)
+    assert [rows.version for rows in worker._engines["p"].tables()] == [VERSION_B]
 
 
 def test_stream_first_seen_just_before_a_crash_is_not_skipped() -> None:
@@ -346,6 +366,53 @@ def test_offsets_moved_back_by_hand_begin_a_new_incarnation() -> None:
     assert world.output().duplicates == 40, "ten windows stay, ten are scored again, as the operator asked"
 
 
+def test_offsets_moved_back_by_less_than_what_is_saved_begin_a_new_incarnation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rule 23: W lies below c, but a row does not: reading c again for ever would be the end of the partition."""
+    monkeypatch.setattr("pipeline.keeper.MIN_IMAGES_PER_COMMIT", 1)  # as where thousands of streams wait to be saved
+    world = _world(pace=Pace(group=GROUP, max_poll_records=8, commit_interval_s=0.05))
+    for at in range(0, 160, 4):
+        for number in range(8):
+            world.produce(f"s{number}", make_series(number, 160)[at : at + 4], start_ms=START_MS + at * INTERVAL_MS)
+    worker = world.worker()
+    for _ in range(14):
+        worker.step()
+    worker._source.expel()
+    worker.abandon()
+    (key,) = world.store.keys(GROUP)
+    watermark = world.store._states[key].watermark
+    saved = decode_headers(list(_saved(world).values()))["position"].max()
+    before = world.broker.committed(GROUP, ONE)
+    assert before is not None
+    assert watermark is not None
+    assert watermark < saved - 1
+    world.broker.move_offset(GROUP, ONE, CommittedOffset(int(saved) - 1, before.metadata))
+    world.run(world.worker())
+    after = world.broker.committed(GROUP, ONE)
+    assert after is not None
+    assert json.loads(after.metadata)["incarnation"] != json.loads(before.metadata)["incarnation"]
+    assert len(world.output().scores) == 8 * 160
+
+
+def test_a_log_that_lost_its_end_is_said_and_goes_on_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Records written after the loss have offsets below c: waiting for c would skip them without a word."""
+    world = _world()
+    world.produce("s", make_series(0, 160))
+    _finished(world).stop()
+    world.broker.cut(ONE, 30)
+    worker = world.worker()
+    for _ in range(3):
+        worker.step()
+    later = START_MS + 500 * INTERVAL_MS
+    world.produce("s", make_series(1, 80), start_ms=later)
+    world.run(worker)
+    found = world.output()
+    assert len([time for _, time in found.scores if time >= later]) == 80
+    assert found.partial["s", later]
+    assert "the log ends at 30, before the committed offset 40" in caplog.text
+
+
 def test_offset_without_our_metadata_is_rebuilt_from_the_log_start() -> None:
     """What kafka-consumer-groups writes has no metadata: state is made anew, not guessed."""
     world = _world()
@@ -460,6 +527,128 @@ def test_store_away_pauses_and_resumes_without_loss() -> None:
     assert world.output().duplicates == 0
 
 
+def test_a_swap_waits_for_a_store_that_is_away_and_scoring_does_not() -> None:
+    """A promotion in the middle of an outage must not stop what resident rows can do."""
+    world = _world(pace=Pace(group=GROUP, max_poll_records=4, save_interval_s=0.1))
+    world.produce("s", make_series(0, 40))
+    away = _AwayStore(world)
+    worker = _finished(world)
+    away.is_away = True
+    world.produce("s", make_series(1, 200), start_ms=START_MS + 100 * INTERVAL_MS)
+    world.target = VERSION_B
+    world.clock.advance(5)
+    began_s = world.clock.now_s
+    for _ in range(30):
+        worker.step()
+    assert world.clock.now_s - began_s < 30
+    assert len(world.output().scores) == 240
+    away.is_away = False
+    assert worker._keeper.drain(worker.partitions, 60.0)
+    for _ in range(5):
+        worker.step()
+        world.clock.advance(1)
+    world.produce("s", make_series(2, 40), start_ms=START_MS + 400 * INTERVAL_MS)
+    world.run(worker)
+    versions = {time: version for (_, time), version in world.output().versions.items()}
+    assert versions[START_MS + 299 * INTERVAL_MS] == VERSION_A
+    assert versions[START_MS + 439 * INTERVAL_MS] == VERSION_B
+
+
+def test_rows_that_wait_for_a_store_that_is_away_keep_the_worker_in_its_group() -> None:
+    """A step must not wait for a minute: nobody would poll, hear a signal, or tell health that all is well."""
+    world = _world(max_streams=2)
+    for number in range(6):
+        world.produce(f"s{number}", make_series(number, 20))
+    away = _AwayStore(world)
+    worker = world.worker()
+    while not worker.partitions or not worker.partitions[ONE].is_folding:
+        worker.step()
+    away.is_away = True
+    for _ in range(10):
+        worker.step()
+    polls: list[str] = []
+    world.broker.interrupt = polls.append
+    began_s = world.clock.now_s
+    for _ in range(5):
+        worker.step()
+    assert polls.count("poll") == 5
+    assert world.clock.now_s - began_s < 5 * 3
+    assert worker.waiting_for == "redis"
+
+
+def test_a_registry_that_cannot_be_read_changes_nothing() -> None:
+    """Who serves already needs no pointer: a hiccup of a network volume must not end every worker."""
+    world = _world()
+    world.produce("s", make_series(0, 40))
+    worker = _finished(world)
+
+    def stale(profile: str) -> str:
+        raise OSError(116, "Stale file handle")
+
+    worker._target = stale
+    world.clock.advance(5)
+    world.produce("s", make_series(1, 40), start_ms=START_MS + 100 * INTERVAL_MS)
+    world.run(worker)
+    assert len(world.output().scores) == 80
+
+
+def test_what_ends_a_worker_in_the_middle_of_a_step_is_neither_committed_nor_saved() -> None:
+    """Rule 14: rows may be ahead of what was told, and offsets behind it; start-up is the recovery."""
+
+    def fill(world: World) -> None:
+        for number in range(3):
+            world.produce(f"s{number}", make_series(number, 160))
+
+    world = _world(pace=Pace(group=GROUP, max_poll_records=16, save_interval_s=0.1))
+    fill(world)
+    sent = count()
+
+    def signalled(step: str) -> None:
+        if step == "add" and next(sent) == 4:
+            raise SystemExit(143)
+
+    world.broker.interrupt = signalled
+    metrics = Metrics()
+    with Health("127.0.0.1", 0, metrics.registry) as health, pytest.raises(SystemExit):
+        serve(world.worker(), metrics, health, _NotAsked())
+    world.broker.interrupt = lambda step: None
+    world.run(world.worker())
+    assert_same_output(world.output(), _expected(fill).output())
+    assert world.output().duplicates == 0
+    assert not any(stats.restarts for stats in world.stats)
+
+
+def test_a_damaged_row_costs_its_own_stream_its_past_and_nobody_else_anything() -> None:
+    """One flipped bit in the store must not end the worker, again and again."""
+    world = _world()
+    for stream in "ab":
+        world.produce(stream, make_series(ord(stream), 160))
+    _finished(world).stop()
+    damaged = bytearray(_saved(world)["a"])
+    damaged[-1] ^= 1
+    _saved(world)["a"] = bytes(damaged)
+    later = START_MS + 200 * INTERVAL_MS
+    for stream in "ab":
+        world.produce(stream, make_series(ord(stream) + 9, 40), start_ms=later)
+    world.run(world.worker())
+    found = world.output()
+    assert len(found.scores) == 2 * 200
+    assert found.partial["a", later]
+    assert not found.partial["b", later]
+
+
+def test_a_record_dated_beyond_all_years_is_a_dead_letter() -> None:
+    """Its time would be written into an alert, which has no way to say it."""
+    world = _world()
+    for at, timestamp_ms in enumerate((START_MS, 10**17, START_MS + 10_000)):
+        times = START_MS + INTERVAL_MS * np.arange(4 * at, 4 * at + 4)
+        world.send("s", encode_packed("s", times, make_series(at, 4)), timestamp_ms)
+    _finished(world).stop()
+    found = world.output()
+    assert len(found.scores) == 8
+    assert ["outside the years" in letter.reason for letter in found.dead_letters] == [True]
+
+
 def test_broker_away_waits_and_resumes_without_loss() -> None:
     """As above, for Kafka."""
     world = _world()
@@ -532,6 +721,18 @@ def test_no_output_of_a_stream_depends_on_another() -> None:
     expected = alone.output().scores
     assert ours.keys() == expected.keys()
     np.testing.assert_allclose([ours[p] for p in sorted(ours)], [expected[p] for p in sorted(ours)], atol=1e-3)
+
+
+def _saved(world: World) -> dict[str, bytes]:
+    """Saved rows by stream: the store's own."""
+    (key,) = world.store.keys(GROUP)
+    return world.store._states[key].rows
+
+
+class _NotAsked:
+    """Nobody asks to stop."""
+
+    is_asked = False
 
 
 class _AwayStore:
