@@ -28,7 +28,7 @@ demo-learning: $(READY)  ## the slow loop: a family of streams changes, the shar
 	@$(RUN)python -m pipeline.demo.learning
 
 test: $(READY)  ## every test, with a real Kafka and Redis (given by environment variable, else embedded)
-	@$(RUN)python -m pytest
+	@$(RUN)python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)  ## format, lint, types, quick tests; under a minute
 	@$(RUN)ruff format --check .
@@ -67,14 +67,14 @@ LEARNED_FROM := models/training.py models/calibration.py $(wildcard models/synth
 seeds: $(WEIGHTS:%=%/manifest.json)  ## the shipped predictor again from SEEDS (1 2 3): runs/seeds, minutes each
 
 runs/seeds/gru-%/manifest.json: $(LEARNED_FROM) | $(READY)
-	@$(RUN)tidewatch pretrain --cell gru --hidden 64 --seed $* --out $(@D)
+	@$(RUN)tidewatch pretrain --cell gru --hidden 64 --seed $* --force --out $(@D)
 
 SHIPPED := gru-64 lstm-64 gru-32
 
 shipped: $(SHIPPED:%=runs/shipped/%/manifest.json)  ## the three shipped predictors again: runs/shipped, minutes each
 
 runs/shipped/%/manifest.json: $(LEARNED_FROM) | $(READY)
-	@$(RUN)tidewatch pretrain --cell $(word 1,$(subst -, ,$*)) --hidden $(word 2,$(subst -, ,$*)) --seed 1 --out $(@D)
+	@$(RUN)tidewatch pretrain --cell $(word 1,$(subst -, ,$*)) --hidden $(word 2,$(subst -, ,$*)) --seed 1 --force --out $(@D)
 
 tails: $(READY)  ## pooled tails of shipped predictors and seeds anew, after a change of evidence; half a minute each
 	@for folder in $(dir $(wildcard models/weights/*/manifest.json runs/seeds/*/manifest.json)); do \

@@ -68,7 +68,8 @@ class Part:
     lessons
         ``x`` is NaN outside the part, ``sigma`` NaN where nothing can be forecast yet: no targets there.
     unit
-        ``(B,)`` or ``(B, F)``: standard deviation of the segment's stream over its training part.
+        ``(B,)`` or ``(B, F)``: standard deviation of the segment's stream over its training part; NaN where it stood
+        still there, or had no value.
     stream
         ``(B,)`` int64: which stream (and feature, counted on) a segment is of.
     """
@@ -77,14 +78,20 @@ class Part:
     unit: Tensor
     stream: Tensor
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is a value in it that can be forecast."""
+        return bool((self.lessons.x[1:].isfinite() & self.lessons.sigma[:-1].isfinite()).any())
+
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """The three parts of all streams."""
+    """The three parts of all streams, and the plan that made them."""
 
     train: Part
     validation: Part
     test: Part
+    plan: Plan
 
 
 def course_of(streams: Sequence[Series], scope: Scope, plan: Plan = Plan()) -> Course:
@@ -93,7 +100,8 @@ def course_of(streams: Sequence[Series], scope: Scope, plan: Plan = Plan()) -> C
     Raises
     ------
     ValueError
-        Shares that leave a part empty, or a stream too short to be split.
+        Shares that leave a part empty, a stream too short to be split, or nothing to forecast in the training or the
+        validation part.
     """
     if plan.train <= 0 or plan.validation <= 0 or plan.train + plan.validation >= 1:
         raise ValueError(f"train {plan.train} and validation {plan.validation} must leave something for the test")
@@ -103,13 +111,22 @@ def course_of(streams: Sequence[Series], scope: Scope, plan: Plan = Plan()) -> C
     seen = _seen(streams)
     ends = [(int(plan.train * len(s.times_ms)), int((plan.train + plan.validation) * len(s.times_ms))) for s in streams]
     units = [_unit(s.values[:end]) for s, (end, _) in zip(streams, ends, strict=True)]
-    spans = (
-        [(0, end) for end, _ in ends],
-        ends,
-        [(end, len(s.times_ms)) for s, (_, end) in zip(streams, ends, strict=True)],
-    )
-    train, validation, test = (_part(seen, units, span, scope, plan) for span in spans)
-    return Course(train, validation, test)
+    spans = {
+        "training": [(0, end) for end, _ in ends],
+        "validation": ends,
+        "test": [(end, len(s.times_ms)) for s, (_, end) in zip(streams, ends, strict=True)],
+    }
+    for name, span in spans.items():
+        if all(start == stop for start, stop in span):
+            raise ValueError(f"the {name} part has no row; give it a larger share, or longer recordings")
+    train, validation, test = (_part(seen, units, span, scope, plan) for span in spans.values())
+    for name, part in (("training", train), ("validation", validation)):
+        if not part.has_targets:
+            raise ValueError(
+                f"the {name} part has no value to forecast: all are missing, or among the first {FIRST_TARGET} "
+                "observations of a stream; choose other streams, or other shares"
+            )
+    return Course(train, validation, test, plan)
 
 
 def _seen(streams: Sequence[Series]) -> list[Lessons]:
@@ -172,11 +189,11 @@ def _part(
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Standard deviation ``(F,)`` of what is there of ``(T, F)`` values, 1 where nothing moves."""
+    """Standard deviation ``(F,)`` of what is there of ``(T, F)`` values, NaN where nothing moves."""
     there = torch.isfinite(values)
     count = there.sum(0).clamp_min(1)
     filled = torch.where(there, values, 0.0).double()
     mean = filled.sum(0) / count
     deviation = torch.where(there, filled - mean, 0.0)
     sd = (deviation.square().sum(0) / count).sqrt()
-    return torch.where(sd > LEAST_UNIT, sd, 1.0).float()
+    return torch.where(sd > LEAST_UNIT, sd, torch.nan).float()

@@ -112,12 +112,15 @@ class Fit:
         How to learn.
     peers
         The processes that learn together, all with the same network, course and recipe, and where this one learns.
+    base
+        Fingerprint of the weights that the network begins with; None for those of the seed.
     """
 
     network: Network
     course: Course
     recipe: Recipe
     peers: Peers = ALONE
+    base: str | None = None
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
@@ -165,8 +168,7 @@ class Fit:
         train_loss = self._pass(listener)
         validation_loss = part_loss(self.network, self.course.validation, self.peers)
         self.history.append(Epoch(train_loss, validation_loss, rate))
-        losses = [epoch.validation_loss for epoch in self.history]
-        if validation_loss <= min(losses):
+        if self.best_epoch == 0 or validation_loss < self.history[self.best_epoch - 1].validation_loss:
             self.best_epoch = len(self.history)
             self.best = {name: t.detach().clone() for name, t in self.network.state_dict().items()}
 
@@ -232,15 +234,17 @@ class Fit:
         return Checkpoint(tensors, self._about() | {"history": [asdict(epoch) for epoch in self.history]})
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on where another run of the same predictor and recipe stood.
+        """Go on where another run of the same predictor, recipe and data stood.
 
         Raises
         ------
         ValueError
-            The checkpoint is of another predictor, recipe or training part.
+            The checkpoint is of another predictor, recipe, base, split or data.
         """
         own = self._about()
-        other = [key for key in ("predictor", "recipe", "data") if checkpoint.about.get(key) != own[key]]
+        other = [
+            key for key in ("predictor", "recipe", "base", "split", "data") if checkpoint.about.get(key) != own[key]
+        ]
         if other:
             raise ValueError(
                 f"the checkpoint is of another {' and '.join(other)}; give the same options, or begin anew"
@@ -258,10 +262,15 @@ class Fit:
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
 
     def _about(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for part in (self.course.train, self.course.validation):
+            digest.update(part.lessons.inputs.numpy().tobytes())
         return {
             "predictor": asdict(self.network.config),
             "recipe": asdict(self.recipe),
-            "data": hashlib.sha256(self.course.train.lessons.inputs.numpy().tobytes()).hexdigest()[:16],
+            "base": self.base,
+            "split": asdict(self.course.plan),
+            "data": digest.hexdigest()[:16],
             "best_epoch": self.best_epoch,
         }
 
@@ -305,7 +314,7 @@ def flipped(lessons: Lessons, draws: torch.Generator) -> Lessons:
 
 @torch.no_grad()
 def part_loss(network: Network, part: Part, peers: Peers = ALONE) -> float:
-    """Mean loss over the targets of a part, nats per target; processes take its batches in turn."""
+    """Mean loss over the targets of a part, nats per target, NaN without any; processes take its batches in turn."""
     was_training, device = network.training, peers.device
     network.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -318,4 +327,4 @@ def part_loss(network: Network, part: Part, peers: Peers = ALONE) -> float:
         sums += torch.stack((loss * count, count))
     network.train(was_training)
     total, count = peers.total(sums).tolist()
-    return float(total / max(1.0, count))
+    return float(total / count) if count else math.nan

@@ -1,7 +1,8 @@
 """How well a trained predictor forecasts the test part, beside last value and AR(p); and the weights it becomes.
 
 Errors are x - x̂ in units of the standard deviation that a stream's feature had over its training part, so that streams
-can be averaged. Skill is 1 - MSE / MSE of a control, in percent: 0 is as good as the control, 100 is perfect.
+can be averaged; one that stood still there has no such unit and is left out. Skill is 1 - MSE / MSE of a control, in
+percent: 0 is as good as the control, 100 is perfect.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from models.calibration import Effort, pooled_tails
 from models.config import PredictorConfig
 from models.course import Course, Part
-from models.families import build
+from models.families import build, hidden_width
 from models.features import INPUTS
 from models.fitting import EVALUATION_BATCH
 from models.predictor import HORIZONS, Network
@@ -60,18 +61,25 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Figures by contender (``trained``, ``naive``, ``ar``), the trained one's errors for k = 1, and samples."""
+    """Figures by contender (``trained``, ``before``, ``naive``, ``ar``), the trained one's errors for k = 1, samples.
+
+    ``left_out``: the sequences, counted as in samples, that have no unit and are in no figure.
+    """
 
     figures: Mapping[str, tuple[Figures, ...]]
     errors: Float32
     samples: tuple[Sample, ...]
+    left_out: tuple[int, ...] = ()
 
 
-def judge(network: Network, course: Course, samples: int = 3) -> Judgement:
-    """Forecasts of the test part by the trained network and both controls."""
+def judge(network: Network, course: Course, samples: int = 3, before: Network | None = None) -> Judgement:
+    """Forecasts of the test part by the trained network, the one ``before`` it (if any), and both controls."""
     config = network.config
-    naive = build(replace(config, cell="naive", layers=1, hidden=1, kernel=3))
-    contenders = {"trained": network, "naive": naive, "ar": fitted_autoregression(course, config)}
+    contenders = {"trained": network}
+    if before is not None:
+        contenders["before"] = before
+    contenders["naive"] = build(replace(config, cell="naive", layers=1, hidden=1, kernel=3))
+    contenders["ar"] = fitted_autoregression(course, config)
     figures: dict[str, tuple[Figures, ...]] = {}
     errors = torch.zeros(0)
     for name, contender in contenders.items():
@@ -80,7 +88,8 @@ def judge(network: Network, course: Course, samples: int = 3) -> Judgement:
         figures[name] = tuple(_figures(k, found) for k, found in zip(JUDGED, of_horizon, strict=True))
         if name == "trained":
             errors, kept = of_horizon[0], _samples(forecasts, course.test, samples)
-    return Judgement(figures, errors.numpy(), kept)
+    without_unit = _sequences(course.test)[course.test.unit.isnan().flatten()]
+    return Judgement(figures, errors.numpy(), kept, tuple(without_unit.unique().tolist()))
 
 
 @torch.no_grad()
@@ -110,12 +119,8 @@ def _figures(k: int, errors: Tensor) -> Figures:
 
 def _samples(forecasts: Tensor, part: Part, most: int) -> tuple[Sample, ...]:
     """The first sequences, their segments one after the other."""
-    observed, ahead = part.lessons.x[1:], forecasts[:-1, ..., 0]
-    stream = part.stream
-    if observed.dim() == 3:  # one predictor for F features: a sequence for each of them
-        features = observed.shape[2]
-        observed, ahead = observed.flatten(1), ahead.flatten(1)
-        stream = (stream.unsqueeze(1) * features + torch.arange(features)).flatten()
+    observed, ahead = part.lessons.x[1:].flatten(1), forecasts[:-1, ..., 0].flatten(1)
+    stream = _sequences(part)
     kept = []
     for sequence in stream.unique().tolist()[:most]:
         own = stream == sequence
@@ -123,6 +128,14 @@ def _samples(forecasts: Tensor, part: Part, most: int) -> tuple[Sample, ...]:
         there = torch.isfinite(x)
         kept.append(Sample(sequence, x[there].numpy(), forecast[there].numpy()))
     return tuple(kept)
+
+
+def _sequences(part: Part) -> Tensor:
+    """Which sequence each segment is of, ``(B,)``; with F features at once, each feature of it, ``(B F,)``."""
+    if part.unit.dim() == 1:
+        return part.stream
+    features = part.unit.shape[1]
+    return (part.stream.unsqueeze(1) * features + torch.arange(features)).flatten()
 
 
 @torch.no_grad()
@@ -165,8 +178,15 @@ def trained_weights(
 
     mu0 and P0 are those of its features on the training part. Pooled tails come from generated series as in pretraining
     unless given: a predictor that sees F features at once cannot fold series of another number.
+
+    Raises
+    ------
+    ValueError
+        mu0 and P0 would not be finite: there is too little to take them from.
     """
     mu0, p0 = preconditioner(_phi(network, course.train))
+    if not bool(mu0.isfinite().all() and p0.isfinite().all()):
+        raise ValueError("the training part is too small for a preconditioner; give it a larger share, or more data")
     kept = {name: t.detach().clone() for name, t in network.state_dict().items()}
     raw = Weights(network.config, kept, mu0, p0, manifest=about)
     if pooled is None:
@@ -176,13 +196,18 @@ def trained_weights(
 
 @torch.no_grad()
 def _phi(network: Network, part: Part) -> Tensor:
-    """``(n, H + 12)`` features [h, input] of every 16th observation, of each feature where it sees several."""
+    """``(n, H + 12)`` features [h, input] of every 16th observation, of each feature where it sees several.
+
+    Of every observation where those would be too few to span the H + 12 dimensions.
+    """
     kept = []
+    thinned = int(part.lessons.sigma[::PHI_EVERY].isfinite().sum())
+    every = PHI_EVERY if thinned >= hidden_width(network.config) + INPUTS else 1
     for first in range(0, part.lessons.x.shape[1], EVALUATION_BATCH):
         lessons = part.lessons.of(torch.arange(first, min(first + EVALUATION_BATCH, part.lessons.x.shape[1])))
         hidden, _ = network(lessons.inputs)
         inputs = lessons.inputs.unflatten(2, (-1, INPUTS))
         phi = torch.cat((hidden.unsqueeze(2).expand(-1, -1, inputs.shape[2], -1), inputs), -1)
         there = torch.isfinite(lessons.sigma).view(*phi.shape[:3])
-        kept.append(phi[::PHI_EVERY][there[::PHI_EVERY]])
+        kept.append(phi[::every][there[::every]])
     return torch.cat(kept)

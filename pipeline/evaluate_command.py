@@ -48,9 +48,11 @@ from pipeline.evaluate.report import as_json, as_markdown, as_page, first_lines
 from pipeline.evaluate.run import Task, run_tasks, tasks_of
 from pipeline.evaluate.series import Entry, read_entries
 from pipeline.evaluate.tables import Evaluation
+from pipeline.output_files import make_ready, write_all
 from pipeline.profile import Profile
 from pipeline.registry import base_weights
 from pipeline.settings import Settings
+from pipeline.sources.recording import RecordedStream
 from pipeline.wiring import apply_threads
 
 EXAMPLES = """\
@@ -81,15 +83,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, help="write a page with tables and pictures (default: report.html)")
     parser.add_argument("--no-pictures", action="store_true", help="no pictures, no report unless --report is given")
     parser.add_argument("--markdown", type=Path, help="write the tables as Markdown")
-    parser.add_argument("--processes", type=int, default=0, help="processes (default: one for each core)")
+    parser.add_argument("--processes", type=int, help="processes (default: one for each core)")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two settings files on one replay")
     parser.add_argument("--profile", help="with --compare: the profile's name, where several would fit")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate or compare; returns the exit code."""
+    """Evaluate or compare; returns the exit code.
+
+    Raises
+    ------
+    ConfigurationError
+        Arguments that do not go together, recordings that cannot be read or judged, or a file that cannot be written.
+    """
     apply_threads()
     console = Console()
+    _refuse(args)
     if args.compare is not None:
         return _compare(args, console)
     started = time.monotonic()
@@ -103,12 +112,38 @@ def run(args: argparse.Namespace) -> int:
         args.recording, entries, contenders, knobs, is_quick=args.quick, has_pictures=not args.no_pictures
     )  # fmt: skip
     runs = _run(tasks, args.processes or os.cpu_count() or 1, console)
-    made_with = _made_with(knobs, len(entries), args.quick, time.monotonic() - started)
+    judged = _judged(entries, runs[SERVED.name][0], console)
+    made_with = _made_with(knobs, judged, args.quick, time.monotonic() - started)
     ran = tuple(contender for contender in contenders if contender.name in runs)  # --quick leaves some out
     evaluation = Evaluation(made_with, ran, {contender.name: runs[contender.name] for contender in ran})
     _show(evaluation, console)
     _write(args, evaluation, console)
     return 0
+
+
+def _refuse(args: argparse.Namespace) -> None:
+    """What cannot be done is said before the work, not after it."""
+    if args.processes is not None and args.processes < 1:
+        raise ConfigurationError("--processes must be at least 1")
+    if args.compare is not None:
+        words = ["--quick"] if args.quick else []
+        words += ["--predictor"] if args.predictor != ["gru"] else []
+        words += ["--light"] if args.light else []
+        words += ["--controls"] if args.controls is not None else []
+        words += ["--report"] if args.report is not None else []
+        words += ["--markdown"] if args.markdown is not None else []
+        if words:
+            raise ConfigurationError(
+                f"--compare goes without {', '.join(words)}: the settings files say what scores, --json what differs"
+            )
+    for path in (args.json, args.markdown, _page(args)):
+        if path is not None:
+            make_ready(path)
+
+
+def _page(args: argparse.Namespace) -> Path | None:
+    has_page = args.compare is None and not args.no_pictures
+    return args.report or (Path("report.html") if has_page else None)
 
 
 def _controls(args: argparse.Namespace) -> list[Contender]:
@@ -157,6 +192,18 @@ def _run(tasks: Sequence[Task], processes: int, console: Console) -> dict[str, l
     return results
 
 
+def _judged(entries: Sequence[Entry], results: Sequence[SeriesResult], console: Console) -> int:
+    """How many series there are results of; names the others."""
+    found = {result.name for result in results}
+    missing = [entry.name for entry in entries if entry.name not in found]
+    if not found:
+        raise ConfigurationError("no series has a label and a numeric feature: there is nothing to judge")
+    if missing:
+        words = f"left out, without a label or a numeric feature: {', '.join(missing)}"
+        console.print(words, markup=False, soft_wrap=True)
+    return len(found)
+
+
 def _words(task: Task) -> str:
     run = f" {task.run + 1}" if task.run else ""
     return f"{task.contender.name}{run} {'+'.join(sorted({entry.dataset for entry in task.entries}))}"
@@ -196,13 +243,14 @@ def _show(evaluation: Evaluation, console: Console) -> None:
 
 
 def _write(args: argparse.Namespace, evaluation: Evaluation, console: Console) -> None:
+    texts = []
     if args.json is not None:
-        _save(args.json, json.dumps(as_json(evaluation), indent=1) + "\n", console)
+        texts.append((args.json, json.dumps(as_json(evaluation), indent=1) + "\n"))
     if args.markdown is not None:
-        _save(args.markdown, as_markdown(evaluation, _command(args)), console)
-    page = args.report or (None if args.no_pictures else Path("report.html"))
-    if page is not None:
-        _save(page, as_page(evaluation), console)
+        texts.append((args.markdown, as_markdown(evaluation, _command(args))))
+    if (page := _page(args)) is not None:
+        texts.append((page, as_page(evaluation)))
+    write_all(texts, console.print)
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -210,17 +258,9 @@ def _command(args: argparse.Namespace) -> str:
     words += ["--quick"] if args.quick else []
     words += ["--only", *args.only] if args.only else []
     words += ["--predictor", *args.predictor] if args.predictor != ["gru"] else []
+    words += ["--light"] if args.light else []
     words += ["--controls", *args.controls] if args.controls is not None else []
     return " ".join([*words, "--markdown", args.markdown.name])
-
-
-def _save(path: Path, text: str, console: Console) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise ConfigurationError(f"{path}: cannot be written: {exc}") from exc
-    console.print(f"{path} written")
 
 
 # ---------------------------------------------------------------- compare
@@ -231,14 +271,27 @@ def _compare(args: argparse.Namespace, console: Console) -> int:
     with Progress(console=console) as bar:
         for path in args.compare:
             name, profile, streams = read_for(Settings.load(path), args.recording, args.profile, args.only)
+            if notice := _other_interval(name, profile, streams):
+                console.print(f"{path.name}: {notice}", markup=False, soft_wrap=True)
             line = bar.add_task(f"{path.name} ({name})", total=sum(len(stream) for stream in streams))
             found.append(raised_by(name, profile, streams, lambda rows, line=line: bar.advance(line, rows)))  # type: ignore[misc]
     last_ms = max(int(stream.times_ms.max()) for stream in streams)
     difference = differences(found[0], found[1], last_ms)
     _show_difference(difference, args.compare, console)
     if args.json is not None:
-        _save(args.json, json.dumps(difference.as_json(), indent=1) + "\n", console)
+        write_all([(args.json, json.dumps(difference.as_json(), indent=1) + "\n")], console.print)
     return 0
+
+
+def _other_interval(name: str, profile: Profile, streams: Sequence[RecordedStream]) -> str | None:
+    """What is to be said where the alarm budget counts another time than went by; ``None`` where it does not."""
+    others = sum(stream.interval_s != profile.interval_s for stream in streams)
+    if profile.interval_s is None or not others:
+        return None
+    return (
+        f"{others} of {len(streams)} streams are not {profile.interval_s:g} s apart; alarm budgets count every "
+        f"observation as profile {name} does, as {profile.interval_s:g} s"
+    )
 
 
 def _show_difference(difference: Difference, paths: Sequence[Path], console: Console) -> None:

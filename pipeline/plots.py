@@ -33,6 +33,7 @@ STYLE: Any = {
     "xtick.color": INK,
     "ytick.color": INK,
     "text.color": INK,
+    "text.parse_math": False,  # names of streams and features may hold a $
     "legend.frameon": False,
     "svg.hashsalt": "tidewatch",
 }
@@ -222,6 +223,8 @@ def _draw_single(axis: Any, e: Explanation, feature: int) -> None:
     axis.plot(dates[record > 0], record[record > 0], "o", color=QUIET, markersize=3, label="new level, before the gate")
     axis.plot(dates[level > 0], level[level > 0], "o", color=INK, markersize=3.5, label="S: what of it counts")
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")  # its own would write powers as formulas
+    axis.yaxis.set_minor_formatter("")
     axis.set_ylim(bottom=LEAST_SHOWN)
     axis.set_ylabel("evidence")
 

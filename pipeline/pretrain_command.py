@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
+from models.training import FIRST_TARGET, Schedule, pretrain, recalibrated
 from models.training import Progress as Report
-from models.training import Schedule, pretrain, recalibrated
 from pipeline.errors import ConfigurationError
+from pipeline.output_files import make_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden", type=int, default=64, help="width of the hidden state")
     parser.add_argument("--seed", type=int, default=1, help="fixes corpus, first weights and order of batches")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights.safetensors and manifest.json")
+    parser.add_argument("--force", action="store_true", help="replace the weights that are there")
     parser.add_argument("--epochs", type=int, default=default.epochs, help="passes over the corpus")
     parser.add_argument("--series", type=int, default=default.series, help="generated series")
     parser.add_argument("--length", type=int, default=default.length, help="observations of each series")
@@ -36,16 +38,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pretrain, or only measure tails anew; show progress, save; returns the exit code."""
+    """Pretrain, or only measure tails anew; show progress, save; returns the exit code.
+
+    Raises
+    ------
+    ConfigurationError
+        Options are not as they must be, or weights would be replaced unasked.
+    """
     if args.threads is not None:
+        if args.threads < 1:
+            raise ConfigurationError("--threads must be at least 1")
         torch.set_num_threads(args.threads)
     return _measure_tails(args.out) if args.tails else _pretrain(args)
+
+
+def _refuse_impossible(args: argparse.Namespace, batch: int) -> None:
+    least = {"hidden": 1, "seed": 0, "epochs": 1, "series": batch, "length": FIRST_TARGET + 2}
+    for name, number in least.items():
+        if getattr(args, name) < number:
+            raise ConfigurationError(f"--{name} must be at least {number}")
+    if (args.out / WEIGHTS_FILE).exists() and not args.force:
+        raise ConfigurationError(f"{args.out / WEIGHTS_FILE} exists; --force replaces it")
 
 
 def _measure_tails(folder: Path) -> int:
     console = Console()
     try:
         before = Weights.load(folder)
+        make_writable(folder)
         with console.status("measuring pooled tails on generated series (half a minute)"):
             after = recalibrated(before)
     except ValueError as exc:
@@ -57,6 +77,8 @@ def _measure_tails(folder: Path) -> int:
 
 def _pretrain(args: argparse.Namespace) -> int:
     schedule = Schedule(series=args.series, length=args.length, epochs=args.epochs)
+    _refuse_impossible(args, schedule.batch)
+    make_writable(args.out)
     console = Console()
     started = time.monotonic()
     columns = (

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from models.smoother import fitted_smoother, rescored, views_of
 from pipeline.errors import ConfigurationError
+from pipeline.output_files import make_ready
 from pipeline.replay.inputs import Chosen, load_streams
 from pipeline.sources.recording import RecordedStream
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if min(args.hidden, args.epochs) < 1 or args.top < 0:
         raise ConfigurationError("--hidden and --epochs must be at least 1, --top not below 0")
+    make_ready(args.out)
     torch.set_num_threads(1)
     streams = load_streams(args.recordings, Chosen(tuple(args.streams)))
     console = Console(highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,7 +34,8 @@ from models.row import has_season, has_week
 from models.training import Checkpoint
 from models.training import Progress as Report
 from pipeline.clock import SystemClock
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, VersionError
+from pipeline.output_files import make_writable
 from pipeline.profile import Profile
 from pipeline.registry import Registry, base_weights
 from pipeline.replay.inputs import (
@@ -51,8 +53,8 @@ from pipeline.settings import Settings
 from pipeline.sources.record_file import decode_records, is_record_file
 from pipeline.sources.recording import RecordedStream
 from pipeline.train.events import tensorboard_events
-from pipeline.train.report import HEADS, TrainingReport, rows
-from pipeline.train.search import Trial, search
+from pipeline.train.report import TrainingReport, heads, notes, rows
+from pipeline.train.search import SEARCHED, Trial, search
 from pipeline.train.torchrun import Device, joined
 from pipeline.wiring import build_cluster
 
@@ -67,6 +69,7 @@ examples:
   torchrun --standalone --nproc-per-node 2 -m pipeline train pumps.csv --out weights/pumps   two processes or GPUs
 """
 CHECKPOINT_FILE = "checkpoint.safetensors"
+SHAPE = ("cell", "hidden", "layers", "kernel")
 QUICK_TAILS = Effort(series=44, hosts=8, units=8, observations=600)
 
 
@@ -91,10 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which = parser.add_argument_group("predictor")
     default = PredictorConfig()
-    which.add_argument("--cell", choices=tuple(FAMILIES), default=default.cell, help="family (default: gru)")
-    which.add_argument("--hidden", type=int, default=default.hidden, help="width; states of hmm, order of ar")
-    which.add_argument("--layers", type=int, default=default.layers, help="1 to 4")
-    which.add_argument("--kernel", type=int, default=default.kernel, help="observations that a convolution sees")
+    # No defaults here: with --start-from only what was given can be compared with the base.
+    which.add_argument("--cell", choices=tuple(FAMILIES), help=f"family (default: {default.cell})")
+    which.add_argument("--hidden", type=int, help=f"width; states of hmm, order of ar (default: {default.hidden})")
+    which.add_argument("--layers", type=int, help=f"1 to 4 (default: {default.layers})")
+    which.add_argument("--kernel", type=int, help=f"observations that a convolution sees (default: {default.kernel})")
     which.add_argument(
         "--scope", choices=get_args(Scope), help="each feature by itself, or all at once (default: the profile's)"
     )
@@ -151,7 +155,10 @@ def run(args: argparse.Namespace) -> int:
         _refuse_to_replace(args.out)
     torch.set_num_threads(args.threads)
     if args.search > 0 and (args.resume or args.start_from is not None):
-        raise ConfigurationError("--search begins anew: without --resume (give the options it found) and --start-from")
+        raise ConfigurationError(
+            "--search begins anew: without --start-from, and without --resume (the command that it printed after its "
+            "trials goes on with what it found)"
+        )
     settings = Settings.load(args.settings)
     name, profile, streams = _streams(args, settings)
     if args.publish and name not in settings.profiles:
@@ -159,6 +166,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = _recipe(args)
     base = None if args.start_from is None else base_weights(args.start_from)
     predictor = _predictor(args, profile, base)
+    before = base or _present(profile, predictor)
+    make_writable(args.out)
     began_s = time.monotonic()
     with joined(args.device) as peers:
         console = Console(highlight=False, soft_wrap=True, quiet=not peers.is_first)
@@ -170,7 +179,9 @@ def run(args: argparse.Namespace) -> int:
                 predictor, recipe = search(
                     predictor, recipe, course, args.search, peers, lambda trial: _tell(console, trial)
                 )
-            fit = Fit(first_network(predictor, recipe.seed), course, recipe, peers)
+                console.print(f"to go on after a stop: {_resuming(predictor, recipe)}", markup=False)
+            start = None if base is None else base.fingerprint()
+            fit = Fit(first_network(predictor, recipe.seed), course, recipe, peers, start)
         except ValueError as exc:
             raise ConfigurationError(str(exc)) from exc
         if base is not None:
@@ -181,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
             f"epoch {fit.best_epoch} of {len(fit.history)} kept, validation loss "
             f"{fit.history[fit.best_epoch - 1].validation_loss:.4f} nats per target"
         )
-        _write(args, settings, (name, profile, streams), fit, console)
+        _write(args, settings, (name, profile, streams), fit, before, console)
         console.print(f"{time.monotonic() - began_s:.0f} s")
     return 0
 
@@ -191,16 +202,20 @@ def _write(
     settings: Settings,
     of: tuple[str, Profile, list[RecordedStream]],
     fit: Fit,
+    before: Weights | None,
     console: Console,
 ) -> None:
     """Judge, and leave weights, report and, where wanted, a version."""
     name, profile, streams = of
-    judgement = judge(fit.network, fit.course)
-    weights = _weights(fit, fit.course, args, _about(fit, args, streams))
+    judgement = judge(fit.network, fit.course, before=None if before is None else before.build())
+    try:
+        weights = _weights(fit, fit.course, args, _about(fit, args, streams))
+    except ValueError as exc:
+        raise ConfigurationError(str(exc)) from exc
     weights.save(args.out)
     made_with = _made_with(args, name, streams, fit, weights)
     page = TrainingReport(made_with, fit.history, fit.best_epoch, judgement, _names(streams)).write(args.out)
-    _print(console, judgement)
+    _print(console, judgement, _names(streams))
     console.print(f"{args.out}: weights {weights.fingerprint()}; report {page}")
     if args.publish:
         version = Registry(settings.registry.folder).publish(name, weights, profile.fold())
@@ -259,19 +274,46 @@ def series_of(stream: RecordedStream, profile: Profile) -> Series:
 
 
 def _predictor(args: argparse.Namespace, profile: Profile, base: Weights | None) -> PredictorConfig:
-    if base is not None:
-        return base.predictor
-    scope: Scope = args.scope or profile.scope or "feature"
-    features = len(profile.features) if scope == "stream" else 1
-    return PredictorConfig(args.cell, args.hidden, args.layers, scope, features, args.kernel)
+    given = {name: getattr(args, name) for name in SHAPE if getattr(args, name) is not None}
+    scope: Scope | None = args.scope or profile.scope
+    if base is None:
+        scope = scope or "feature"
+        return PredictorConfig(**given, scope=scope, features=len(profile.features) if scope == "stream" else 1)
+    for name, wanted in given.items():
+        own = getattr(base.predictor, name)
+        if wanted != own:
+            raise ConfigurationError(f"--start-from {args.start_from} has {name} {own}: leave --{name} {wanted} out")
+    if scope not in (None, base.predictor.scope):
+        raise ConfigurationError(
+            f"--start-from {args.start_from} has scope {base.predictor.scope!r}, and wanted is {scope!r}: "
+            "begin with weights of that scope, or anew"
+        )
+    if base.predictor.scope == "stream" and base.predictor.features != len(profile.features):
+        raise ConfigurationError(
+            f"--start-from {args.start_from} sees {base.predictor.features} features at once, and these streams have "
+            f"{len(profile.features)}: begin with weights of that many, or anew"
+        )
+    return base.predictor
+
+
+def _present(profile: Profile, wanted: PredictorConfig) -> Weights | None:
+    """What the profile names now, to be judged beside what is trained; None where that sees something else."""
+    try:
+        weights = base_weights(profile.builtin() or profile.predictor)
+    except VersionError:  # the profile may name the folder that this run is to fill
+        return None
+    sees = weights.predictor.scope, weights.predictor.features
+    return weights if sees == (wanted.scope, wanted.features) else None
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     if min(recipe.epochs, recipe.patience, recipe.batch, recipe.chunk) < 1:
         raise ConfigurationError("--epochs, --patience, --batch and --chunk must be at least 1")
-    if not 0 <= recipe.dropout < 1 or recipe.rate <= 0 or recipe.gradient_norm <= 0 or recipe.l2 < 0:
-        raise ConfigurationError("--dropout lies in [0, 1), --rate and --gradient-norm above 0, --l2 not below")
+    if not 0 <= recipe.dropout < 1 or recipe.rate <= 0 or recipe.gradient_norm <= 0:
+        raise ConfigurationError("--dropout lies in [0, 1), --rate and --gradient-norm above 0")
+    if min(recipe.last_rate, recipe.l2, recipe.seed) < 0:
+        raise ConfigurationError("--last-rate, --l2 and --seed must not be below 0")
     return recipe
 
 
@@ -289,12 +331,18 @@ def _tell(console: Console, trial: Trial) -> None:
     )
 
 
+def _resuming(predictor: PredictorConfig, recipe: Recipe) -> str:
+    """The command that goes on with what a search found: of options given twice the last one counts."""
+    found = {"hidden": predictor.hidden} | {name: getattr(recipe, name) for name in SEARCHED}
+    words = [f"--{name.replace('_', '-')} {value!r}" for name, value in found.items()]
+    return f"{_command()} --search 0 {' '.join(words)} --resume"
+
+
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
 def _learn(fit: Fit, args: argparse.Namespace, console: Console) -> None:
     """Run to the end, a checkpoint after each epoch."""
-    args.out.mkdir(parents=True, exist_ok=True)
     place = args.out / CHECKPOINT_FILE
     if args.resume and not place.exists():
         raise ConfigurationError(f"{place} does not exist: there is no run to go on with; leave --resume out")
@@ -351,7 +399,9 @@ def _weights(fit: Fit, course: Course, args: argparse.Namespace, about: dict[str
 
 def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]) -> dict[str, Any]:
     """The manifest's words."""
-    return {
+    held_out = part_loss(fit.network, fit.course.test)
+    judged = {} if math.isnan(held_out) else {"loss_held_out": round(held_out, 4)}
+    return judged | {
         "made_by": "tidewatch train",
         "command": _command(),
         "corpus": f"{len(streams)} recorded streams, {sum(map(len, streams))} observations",
@@ -362,7 +412,6 @@ def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]
         "best_epoch": fit.best_epoch,
         "loss_per_epoch": [round(epoch.train_loss, 4) for epoch in fit.history],
         "loss_validation": [round(epoch.validation_loss, 4) for epoch in fit.history],
-        "loss_held_out": round(part_loss(fit.network, fit.course.test), 4),
         "processes": fit.peers.size,
         "torch": torch.__version__,
     }
@@ -392,8 +441,10 @@ def _command() -> str:
     return shlex.join(["tidewatch", *sys.argv[1:]])
 
 
-def _print(console: Console, judgement: Judgement) -> None:
-    table = Table(*HEADS)
+def _print(console: Console, judgement: Judgement, sequences: Sequence[str]) -> None:
+    table = Table(*heads(judgement), box=SIMPLE_HEAD, padding=0)  # inside 80 columns
     for row in rows(judgement):
         table.add_row(*row)
     console.print(table)
+    for note in notes(judgement, sequences):
+        console.print(note, markup=False)

@@ -17,7 +17,7 @@ from pipeline.records import OPENED
 
 POINTS = 1500
 SIZE, DPI = (9.0, 3.4), 80
-LAYOUT = {"height_ratios": (1.5, 1.0), "left": 0.09, "right": 0.99, "top": 0.93, "bottom": 0.14, "hspace": 0.1}
+LAYOUT = {"height_ratios": (1.5, 1.0), "left": 0.09, "right": 0.975, "top": 0.93, "bottom": 0.14, "hspace": 0.1}
 
 
 def draw_series(item: LabelledSeries, track: Track) -> bytes:
@@ -42,7 +42,7 @@ def draw_series(item: LabelledSeries, track: Track) -> bytes:
         observed, score = figure.subplots(2, 1, sharex=True, gridspec_kw=LAYOUT)
         values = item.stream.values[:, feature]
         low, high = _limits(values)
-        rows = _thinned(values)
+        rows = thinned(values)
         observed.fill_between(
             x[rows], _clip(track.low[rows, feature], low, high), _clip(track.high[rows, feature], low, high),
             color=EXPECTED, alpha=0.2, linewidth=0,
@@ -51,7 +51,7 @@ def draw_series(item: LabelledSeries, track: Track) -> bytes:
         observed.plot(x[rows], values[rows], color=INK, linewidth=0.7)
         observed.set_ylim(low, high)
         observed.set_ylabel(item.stream.features[feature])
-        rows = _thinned(track.score)
+        rows = thinned(track.score)
         score.plot(x[rows], track.score[rows], color=INK, linewidth=0.7)
         score.plot(x[rows], track.threshold[rows], color=QUIET, linewidth=0.9)
         opened = np.flatnonzero(track.event == OPENED)
@@ -89,15 +89,15 @@ def _clip(values: npt.NDArray[np.float32], low: float, high: float) -> npt.NDArr
     return np.asarray(np.clip(values, low, high))
 
 
-def _thinned(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Rows that look like all of them: the least and greatest of each stretch."""
+def thinned(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Rows that look like all of them: the least and greatest known value of each stretch, the first where none is."""
     rows = len(values)
     if rows <= POINTS:
         return np.arange(rows)
     edges = np.linspace(0, rows, POINTS // 2 + 1).astype(np.int64)
-    known = np.nan_to_num(values)
+    missing = np.isnan(values)
+    least, greatest = np.where(missing, np.inf, values), np.where(missing, -np.inf, values)
     kept = []
     for first, end in pairwise(edges.tolist()):
-        part = known[first:end]
-        kept += [first + int(part.argmin()), first + int(part.argmax())]
+        kept += [first + int(least[first:end].argmin()), first + int(greatest[first:end].argmax())]
     return np.unique(np.array(kept))

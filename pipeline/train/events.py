@@ -8,6 +8,7 @@ from pathlib import Path
 
 from models.fitting import Epoch
 from pipeline.errors import ConfigurationError
+from pipeline.output_files import make_writable
 
 Teller = Callable[[int, Epoch], None]
 
@@ -19,7 +20,7 @@ def tensorboard_events(folder: Path | None, wall_s: Callable[[], float]) -> Iter
     Raises
     ------
     ConfigurationError
-        The package is not installed.
+        The package is not installed, or the folder cannot be written.
     """
     if folder is None:
         yield lambda number, epoch: None
@@ -30,6 +31,7 @@ def tensorboard_events(folder: Path | None, wall_s: Callable[[], float]) -> Iter
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError as exc:
         raise ConfigurationError("--tensorboard needs tensorboard: pip install 'tidewatch[training]'") from exc
+    make_writable(folder)
     writer = EventFileWriter(str(folder))
 
     def tell(number: int, epoch: Epoch) -> None:

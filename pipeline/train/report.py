@@ -20,12 +20,15 @@ from pipeline.plots import ALARM, EXPECTED, INK, STYLE
 PAGE = "report.html"
 LOSSES, FORECASTS, ERRORS = "losses.png", "forecasts.png", "residuals.png"
 SHOWN = 300
-WORDS = {"trained": "trained", "naive": "naive", "ar": "AR(20)"}
+WORDS = {"trained": "trained", "before": "before", "naive": "naive", "ar": "AR(20)"}
+OVER = {"before": "over before", "naive": "over naive", "ar": "over AR"}
 EXPLAINED = (
     "Forecasts 1, 4 and 8 steps ahead. Errors in units of each stream's standard deviation over its training part. "
-    "Naive: the last value stays. AR(20): linear in the last 20 values, least squares. Over naive, over AR: skill, "
-    "the percentage of that control's mean square error that is gone."
+    "Before: the weights that training began with, or those that the profile names now. "
+    "Naive: the last value stays. AR(20): linear in the last 20 values, least squares. Over before, naive, AR: skill, "
+    "the percentage of that predictor's mean square error that is gone."
 )
+NAMED = 10
 _CSS = """<style>body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1000px;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;margin:.6em 0 1.6em}td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #e4e7eb}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}</style>"""  # noqa: E501
@@ -83,6 +86,7 @@ class TrainingReport:
         body = ["<h1>Training</h1><ul>"]
         body += [f"<li>{html.escape(name)}: {html.escape(words)}</li>" for name, words in self.made_with.items()]
         body += ["</ul><h2>Forecasts of the test part</h2>", _table(self.judgement)]
+        body += [f"<p>{html.escape(note)}</p>" for note in notes(self.judgement, self.sequences)]
         body.append(f"<p>{EXPLAINED}</p>")
         for title, picture in (
             ("Loss", LOSSES),
@@ -95,15 +99,33 @@ class TrainingReport:
 
 
 def rows(judgement: Judgement) -> Iterator[tuple[str, ...]]:
-    """Contender, horizon, MAE, RMSE, MSE, skill over naive and over AR: as words."""
+    """Contender, horizon, MAE, RMSE, MSE, skill over each of :func:`heads`: as words."""
     figures = judgement.figures
+    controls = [control for control in OVER if control in figures]
     for name, words in WORDS.items():
-        for index, own in enumerate(figures[name]):
-            skills = (_skill(name, control, own, figures[control][index]) for control in ("naive", "ar"))
+        for index, own in enumerate(figures.get(name, ())):
+            skills = (_skill(name, control, own, figures[control][index]) for control in controls)
             yield (words, str(own.k), f"{own.mae:.4f}", f"{own.rmse:.4f}", f"{own.mse:.4f}", *skills)
 
 
-HEADS = ("predictor", "steps", "MAE", "RMSE", "MSE", "over naive", "over AR")
+def heads(judgement: Judgement) -> tuple[str, ...]:
+    """What stands above :func:`rows`."""
+    over = (words for control, words in OVER.items() if control in judgement.figures)
+    return ("predictor", "steps", "MAE", "RMSE", "MSE", *over)
+
+
+def notes(judgement: Judgement, sequences: Sequence[str]) -> list[str]:
+    """What a reader of the table must know: that there was nothing to judge on, and what is left out of it."""
+    found = []
+    if judgement.errors.size == 0:
+        found.append("There is nothing to judge on: no value of the test part can be compared with a forecast.")
+    if judgement.left_out:
+        names = [sequences[number] for number in judgement.left_out]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        found.append(
+            f"Left out, for they stood still or had no value in the training part: {', '.join(names[:NAMED])}{more}."
+        )
+    return found
 
 
 def _skill(name: str, control: str, own: Figures, other: Figures) -> str:
@@ -112,7 +134,7 @@ def _skill(name: str, control: str, own: Figures, other: Figures) -> str:
 
 
 def _table(judgement: Judgement) -> str:
-    head = "".join(f"<th>{word}</th>" for word in HEADS)
+    head = "".join(f"<th>{word}</th>" for word in heads(judgement))
     lines = ("<tr>" + "".join(f"<td>{html.escape(word)}</td>" for word in row) + "</tr>" for row in rows(judgement))
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 

@@ -22,6 +22,9 @@ STARTUP = 3
 JUDGED_FROM = 2
 """The first epoch that may end a trial; the one before it says how fast it begins, not how far it comes."""
 
+SEARCHED = ("rate", "last_rate", "dropout", "l2", "chunk")
+"""What of a recipe a search may change."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:

@@ -147,6 +147,21 @@ def test_splits_that_leave_nothing_are_refused(streams, plan):
         course_of(streams, "feature", plan)
 
 
+@pytest.mark.parametrize(("name", "missing"), [("training", slice(0, 240)), ("validation", slice(240, 320))])
+def test_parts_without_a_value_are_refused(name, missing):
+    """Nothing can be learned from or decided by them: their loss would be 0, and the first weights would be kept."""
+    values = stream(1).values.clone()
+    values[missing] = torch.nan
+    with pytest.raises(ValueError, match=f"the {name} part has no value"):
+        course_of([replace(stream(1), values=values)], "feature", PLAN)
+
+
+def test_a_part_without_a_row_is_refused():
+    """A thousandth of a hundred rows is none."""
+    with pytest.raises(ValueError, match="the validation part has no row"):
+        course_of([stream(1, 100)], "feature", Plan(validation=0.001))
+
+
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +218,24 @@ def test_foreign_checkpoints_are_refused(made, tmp_path):
     (tmp_path / "c").write_bytes(b"nothing of ours")
     with pytest.raises(ValueError, match="not a checkpoint"):
         Checkpoint.load(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("base", "plan", "text"), [("a1", PLAN, "base"), (None, replace(PLAN, validation=0.1), "split")]
+)
+def test_a_run_goes_on_from_its_own_base_and_split_only(made, base, plan, text):
+    """Losses of another validation part cannot be compared: an early, worse epoch would be kept."""
+    fit = fit_of(made)
+    fit.run_epoch(nobody)
+    other = course_of([stream(1), stream(2, 300)], "feature", plan)
+    with pytest.raises(ValueError, match=f"another {text}"):
+        Fit(first_network(TINY, 1), other, RECIPE, base=base).resume(fit.checkpoint())
+
+
+def test_an_epoch_that_only_ties_is_no_better(made):
+    """Last value learns nothing: its run ends after its patience."""
+    fit = run(fit_of(made, PredictorConfig("naive", hidden=1), replace(RECIPE, patience=2)))
+    assert (fit.best_epoch, len(fit.history)) == (1, 3)
 
 
 def test_early_stopping_keeps_the_best_epoch(made):
@@ -303,6 +336,35 @@ def test_judgement_stands_beside_naive_and_ar(made):
     assert [f.k for f in figures["trained"]] == [1, 4, 8]
 
 
+def test_judgement_stands_beside_what_was_there_before(made):
+    """Whether training was worth it is the difference to the weights in use."""
+    shipped = builtin("gru32").build()
+    both = judge(first_network(TINY, 1), made, before=shipped)
+    assert both.figures["before"] == judge(shipped, made).figures["trained"]
+
+
+@pytest.mark.parametrize("scope", ["feature", "stream"])
+def test_a_stream_that_stood_still_is_left_out(scope):
+    """It has no standard deviation to measure errors in: raw ones would drown those of all others."""
+    values = stream(2).values.clone()
+    values[:300, 1], values[300:, 1] = 5.0, 5e6
+    config = replace(TINY, scope=scope, features=2 if scope == "stream" else 1)
+    judgement = judge(first_network(config, 1), course(scope, [stream(1), replace(stream(2), values=values)]))
+    assert judgement.left_out == (3,)
+    assert all(figures.mse < 100 for figures in judgement.figures["naive"])
+
+
+def test_a_test_part_without_a_value_judges_nothing():
+    """No figure, rather than a perfect one."""
+    values = stream(1).values.clone()
+    values[320:] = torch.nan
+    made = course_of([replace(stream(1), values=values)], "feature", PLAN)
+    judgement = judge(first_network(TINY, 1), made)
+    assert judgement.errors.size == 0
+    assert math.isnan(judgement.figures["trained"][0].mse)
+    assert math.isnan(part_loss(first_network(TINY, 1), made.test))
+
+
 def test_skill_is_the_share_of_error_that_is_gone():
     """0 as good as the control, 100 perfect, below 0 worse."""
     control = Figures(1, 1.0, 2.0, 4.0)
@@ -323,6 +385,25 @@ def test_trained_weights_are_served(scope, tmp_path):
     times_ms = stream(4).times_ms[:50].unsqueeze(1)
     score = scorer.score(scorer.rows(1), torch.arange(1), x, times_ms, torch.tensor([-1])).score
     assert bool(torch.isfinite(score).all())
+
+
+@pytest.mark.parametrize("length", [64, 81])
+def test_the_shortest_streams_give_finite_weights(length):
+    """Thinned to every 16th, one observation of them would be left, and that has no covariance."""
+    made = trained_weights(
+        first_network(TINY, 1), course(streams=[stream(1, length, 1)]), 1, {}, PooledTails(), Effort()
+    )
+    assert bool(made.P0.isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore:cov")
+def test_weights_without_a_preconditioner_are_refused(made):
+    """A worker would refuse the folder, long after the training."""
+    lessons = made.train.lessons
+    empty = replace(lessons, sigma=torch.full_like(lessons.sigma, torch.nan))
+    nothing = replace(made, train=replace(made.train, lessons=empty))
+    with pytest.raises(ValueError, match="too small"):
+        trained_weights(first_network(TINY, 1), nothing, 1, {}, PooledTails(), Effort())
 
 
 def test_shipped_weights_can_be_trained_on(made):

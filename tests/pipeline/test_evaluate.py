@@ -16,11 +16,13 @@ import pytest
 
 from models.pretrained import builtin
 from pipeline.__main__ import EXIT_CONFIGURATION, main
+from pipeline.errors import ConfigurationError
 from pipeline.evaluate.compare import Raised, differences
 from pipeline.evaluate.controls import CONTROLS, SERVED, gaussian_scores, predictor_of, random_track, river_track
 from pipeline.evaluate.fold import fold, groups_of
 from pipeline.evaluate.generated import plant_entries, plant_series
 from pipeline.evaluate.judge import ANOMALOUS, judge, replay_budgets
+from pipeline.evaluate.pictures import thinned
 from pipeline.evaluate.plan import PLANS, plan_of
 from pipeline.evaluate.report import as_json, as_markdown, as_page
 from pipeline.evaluate.run import perform, run_tasks, tasks_of
@@ -28,11 +30,13 @@ from pipeline.evaluate.series import load_series, read_entries
 from pipeline.evaluate.summary import HEADLINES, figure, figures, interval
 from pipeline.evaluate.tables import Evaluation, shown, tables_of, worst_first
 from pipeline.offline import Offline
+from pipeline.output_files import write_all
 from pipeline.profile import Profile
 from pipeline.records import OPENED, Partition, StoredRecord
 from pipeline.sinks.recording import RecordWriter
 from pipeline.wire import encode_packed
 from tests.builders import INTERVAL_MS, START_MS, make_series
+from tests.pipeline.test_replay import write_csv
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +45,7 @@ KNOBS = Profile(topics=("recording",), features=("value",))
 
 
 def write_folder(folder, **series):
-    """A folder of recordings with a manifest: ``data_set__name=(values (T, F), labels, interval)``."""
+    """A folder of recordings with a manifest: ``data_set__name=(values (T, F), labels or None, interval)``."""
     entries = []
     for name, (values, labels, interval_s) in series.items():
         data_set, series_id = name.split("__")
@@ -49,10 +53,11 @@ def write_folder(folder, **series):
         (folder / data_set).mkdir(exist_ok=True)
         with gzip.open(folder / data_set / f"{series_id}.csv.gz", "wt", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(["timestamp", *features, "label"])
-            for row, (observed, label) in enumerate(zip(values, labels, strict=True)):
+            rows.writerow(["timestamp", *features, *(() if labels is None else ("label",))])
+            for row, observed in enumerate(values):
                 time = row if interval_s is None else int(row * interval_s)
-                rows.writerow([time, *("" if np.isnan(x) else round(float(x), 4) for x in observed), int(label)])
+                label = () if labels is None else (int(labels[row]),)
+                rows.writerow([time, *("" if np.isnan(x) else round(float(x), 4) for x in observed), *label])
         entries.append(
             {
                 "dataset": data_set, "series_id": series_id, "file": f"{data_set}/{series_id}.csv.gz",
@@ -358,6 +363,71 @@ def test_command_shows_only_the_controls_that_a_quick_run_has(folder, tmp_path):
     assert list(json.loads(out.read_text())["controls"]) == ["naive"]
 
 
+def test_series_without_labels_are_named_and_not_counted(tmp_path, capsys):
+    """Figures are of what was judged, and whoever forgot a column of labels hears of it."""
+    values, labels = steady(length=SPIKE + 20)
+    folder = write_folder(tmp_path, own__one=(values, labels, 60.0), own__bare=(values, None, 60.0))
+    words = ["evaluate", str(folder), "--only", "own", "--controls", "--processes", "1", "--no-pictures"]
+    assert main([*words, "--json", str(tmp_path / "all.json")]) == 0
+    assert "left out, without a label or a numeric feature: own/bare\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "all.json").read_text())["made_with"]["series"] == "1"
+
+
+def test_recordings_without_any_label_are_refused(tmp_path, capsys):
+    """An empty table would look like a result."""
+    folder = write_folder(tmp_path, own__bare=(steady()[0], None, 60.0))
+    words = ["evaluate", str(folder), "--only", "own", "--controls", "--processes", "1", "--no-pictures"]
+    assert main(words) == EXIT_CONFIGURATION
+    assert "nothing to judge" in capsys.readouterr().err
+
+
+def test_results_page_names_the_row_that_made_it(folder, tmp_path):
+    """Whoever repeats the command of the page gets its figures, not those of the other row."""
+    page = tmp_path / "results.md"
+    words = ["evaluate", str(folder), "--only", "ucr/two", "--light", "--controls", "--processes", "1", "--no-pictures"]
+    assert main([*words, "--markdown", str(page)]) == 0
+    assert "Made by `tidewatch evaluate RECORDINGS --only ucr/two --light --controls" in page.read_text()
+
+
+@pytest.mark.parametrize("output", ["--json", "--markdown", "--report"])
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(output, tmp_path, capsys):
+    """Hours of work are not lost to a slip of the pen: here not even the recordings are looked for."""
+    words = ["evaluate", str(tmp_path / "nowhere"), "--no-pictures", output]
+    (tmp_path / "file").write_text("")
+    assert main([*words, str(tmp_path)]) == EXIT_CONFIGURATION
+    assert f"{tmp_path}: cannot be written: it is a folder" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "file" / "out")]) == EXIT_CONFIGURATION
+    assert "out: cannot be written" in capsys.readouterr().err
+
+
+def test_output_that_fails_does_not_take_the_others_along(tmp_path):
+    """A folder that went away in the meantime costs one file, not the results."""
+    told = []
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        write_all([(tmp_path, "lost"), (tmp_path / "kept", "figures")], told.append)
+    assert (tmp_path / "kept").read_text() == "figures"
+    assert told == [f"{tmp_path / 'kept'} written"]
+
+
+@pytest.mark.parametrize("processes", ["0", "-1"])
+def test_less_than_one_process_is_refused(processes, tmp_path, capsys):
+    """One line, not a traceback from inside the pool."""
+    assert main(["evaluate", str(tmp_path), "--processes", processes]) == EXIT_CONFIGURATION
+    assert "--processes must be at least 1" in capsys.readouterr().err
+
+
+def test_thinned_picture_keeps_extremes_beside_missing_values():
+    """A gap in a stretch hides neither what was observed there nor the fault; a stretch without values stays a gap."""
+    values = np.full(6_000, 1000.0, np.float32)
+    values[::2] = np.nan
+    values[4_001], values[5_001] = 960.0, 1040.0
+    values[:800] = np.nan
+    rows = thinned(values)
+    assert {4_001, 5_001} <= set(rows.tolist())
+    assert np.isfinite(values[rows[rows >= 800]]).all()
+    assert rows[rows < 800].tolist() == list(range(0, 800, 8))
+
+
 # ---------------------------------------------------------------- compare
 
 
@@ -400,6 +470,23 @@ def test_compare_refuses_a_profile_with_other_features(folder, tmp_path, capsys)
     words = ["evaluate", str(folder), "--only", "smd", "--compare", str(settings), str(settings)]
     assert main([*words, "--profile", "plant"]) == EXIT_CONFIGURATION
     assert "profile plant has the features flow; stream 'smd/machine' has m1, m2" in capsys.readouterr().err
+
+
+def test_compare_refuses_what_it_would_ignore(tmp_path, capsys):
+    """Whoever asks for a page and gets none would look for it."""
+    words = ["evaluate", str(tmp_path), "--compare", "a.toml", "b.toml", "--quick", "--light", "--controls", "naive"]
+    words += ["--predictor", "lstm", "--report", "page.html", "--markdown", "page.md"]
+    assert main(words) == EXIT_CONFIGURATION
+    ignored = "--quick, --predictor, --light, --controls, --report, --markdown"
+    assert f"--compare goes without {ignored}: " in capsys.readouterr().err
+
+
+def test_compare_says_that_a_recording_has_another_interval(tmp_path, capsys):
+    """A budget is of event time: where a minute counts as half of one, it allows half of the alarms."""
+    settings, recording = tmp_path / "a.toml", write_csv(tmp_path / "wave.csv", {"s": make_series(1, 30, spikes=0)})
+    settings.write_text('[profiles.waves]\ntopics = ["waves"]\nfeatures = ["value"]\ninterval_s = 30.0\n')
+    assert main(["evaluate", str(recording), "--compare", str(settings), str(settings)]) == 0
+    assert "a.toml: 1 of 1 streams are not 30 s apart; alarm budgets count every" in capsys.readouterr().out
 
 
 def test_compare_takes_records_of_a_topic(tmp_path, capsys):

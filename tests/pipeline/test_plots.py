@@ -39,6 +39,16 @@ def test_every_kind_of_stream_can_be_drawn(draw: object, features: tuple[str, ..
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
+    """Two of them would begin a formula, and the picture would fail; numbers at the axes need no formula either."""
+    path = tmp_path / "picture.svg"
+    draw_explanation(make_explanation(("p$a_$",)), 150, path, "pump $x_$")
+    text = path.read_text(encoding="utf-8")
+    assert "pump $x_$" in text
+    assert "p$a_$" in text
+    assert "mathdefault" not in text
+
+
 def test_equal_explanations_give_equal_pictures(tmp_path: Path) -> None:
     """A picture in a report can be made again, to the byte."""
     explanation = make_explanation()

@@ -34,6 +34,20 @@ def test_the_fault_is_the_most_surprising_value(tmp_path: Path, capsys: pytest.C
     assert first["time"] in capsys.readouterr().out
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An hour of fitting is not lost to a slip of the pen; a folder that is not there yet is made."""
+    recording = write_csv(tmp_path / "short.csv", {"a": make_series(1, 30, spikes=0)})
+    assert main(["rescore", str(recording), "--out", str(tmp_path)]) == EXIT_CONFIGURATION
+    assert f"{tmp_path}: cannot be written: it is a folder" in capsys.readouterr().err
+    assert main(["rescore", str(recording), "--out", str(recording / "out.csv")]) == EXIT_CONFIGURATION
+    assert "out.csv: cannot be written" in capsys.readouterr().err
+    assert main(["rescore", str(recording), "--out", str(tmp_path / "new" / "out.csv")]) == EXIT_CONFIGURATION
+    assert "too few to smooth" in capsys.readouterr().err
+    assert (tmp_path / "new").is_dir()
+
+
 def test_recordings_without_two_sides_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a reason, before anything is fitted."""
     recording = write_csv(tmp_path / "short.csv", {"a": make_series(1, 30, spikes=0)})

@@ -17,8 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from models.config import PredictorConfig
 from models.course import Plan, Series, course_of
 from models.fitting import Recipe
+from models.judging import Judgement
 from models.peers import ALONE
 from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
+from pipeline import train_command
 from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.errors import VersionError
 from pipeline.offline import Offline
@@ -26,6 +28,7 @@ from pipeline.registry import Registry
 from pipeline.replay.inputs import Chosen, load_streams
 from pipeline.settings import Settings
 from pipeline.sources.recording import RecordedStream
+from pipeline.train.report import notes
 from pipeline.train.search import Trial, search
 from pipeline.train_command import CHECKPOINT_FILE, series_of
 from tests.builders import make_profile
@@ -92,6 +95,21 @@ def test_tensorboard_can_read_the_events(trained):
     assert events.Scalars("learning_rate")[0].value == pytest.approx(0.01)
 
 
+def test_the_report_compares_with_what_the_profile_names_now(trained):
+    """Training is worth it where it beats the predictor in use, here the shipped one."""
+    page = (trained / "report.html").read_text()
+    assert "<td>before</td>" in page
+    assert "over before" in page
+
+
+def test_what_the_table_does_not_show_is_named_beneath_it():
+    """Figures without a word about what they leave out mislead."""
+    assert notes(Judgement({}, np.ones(1, np.float32), ()), ["a: x"]) == []
+    nothing, left_out = notes(Judgement({}, np.zeros(0, np.float32), (), (1,)), ["a: x", "b: y"])
+    assert "nothing to judge on" in nothing
+    assert left_out.endswith(": b: y.")
+
+
 def test_a_finished_run_resumes_to_itself(trained, recording, capsys):
     """Resuming what is over changes nothing: the same weights under the same name."""
     before = Weights.load(trained).fingerprint()
@@ -109,6 +127,38 @@ def test_an_earlier_run_is_not_replaced_unasked(recording, tmp_path, capsys, lef
     assert (tmp_path / left).read_bytes() == b"earlier"
     assert main(["train", str(recording), "--out", str(tmp_path), *TINY, "--force"]) == 0
     assert (tmp_path / left).read_bytes() != b"earlier"
+
+
+@pytest.mark.parametrize(
+    ("base", "words", "text"),
+    [
+        (None, ["--hidden", "7"], "has hidden 6"),
+        (None, ["--cell", "gru"], "has cell rnn"),
+        (None, ["--layers", "2"], "has layers 1"),
+        (None, ["--scope", "stream"], "has scope 'feature'"),
+        (3, [], "sees 3 features at once"),
+    ],
+)
+def test_a_base_of_another_shape_is_refused(trained, recording, tmp_path, capsys, base, words, text):
+    """It decides the shape: what was asked for beside it would be left out silently."""
+    folder = trained
+    if base is not None:
+        folder = tmp_path / "wide"
+        Weights.random(PredictorConfig("rnn", 6, scope="stream", features=base)).save(folder)
+    command = ["train", str(recording), "--out", str(tmp_path / "out"), *TINY, "--start-from", str(folder), *words]
+    assert main(command) == EXIT_CONFIGURATION
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--tensorboard"])
+@pytest.mark.parametrize("inside", ["", "inside"])
+def test_folders_that_cannot_be_written_are_named(recording, tmp_path, capsys, option, inside):
+    """One line before the first epoch, not a traceback after the last."""
+    (tmp_path / "file").write_text("in the way")
+    wrong = tmp_path / "file" / inside
+    words = ["--out", str(tmp_path / "out"), *TINY, option, str(wrong)]
+    assert main(["train", str(recording), *words]) == EXIT_CONFIGURATION
+    assert f"{wrong}: nothing can be written there" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +243,16 @@ def test_a_search_chooses_by_the_validation_part(recording, tmp_path, capsys):
     assert recipe["l2"] > 0
 
 
+def test_what_a_search_found_can_be_resumed(recording, tmp_path, monkeypatch, capsys):
+    """The command it prints has every digit: a checkpoint is of those very options."""
+    monkeypatch.setattr(train_command, "_write", lambda *_: None)
+    words = ["train", str(recording), "--out", str(tmp_path), *TINY, "--epochs", "1", "--search", "1"]
+    assert main(words) == 0
+    (found,) = re.findall(r"to go on after a stop: .* (--search 0 .*)", capsys.readouterr().out)
+    assert main([*words, *found.split()]) == 0
+    assert "resumed after epoch 1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changed", "of_day", "of_week"),
     [
@@ -237,6 +297,9 @@ def test_a_search_gives_up_what_falls_behind():
         (["--resume"], "no run to go on with"),
         (["--search", "2", "--resume"], "--search"),
         (["--publish"], "no profile there fits"),
+        (["--last-rate", "-0.05"], "--last-rate"),
+        (["--seed", "-1"], "--seed"),
+        (["--validation", "0.001"], "the validation part has no row"),
         (["--rate", "1e38", "--optimiser", "sgd", "--gradient-norm", "1e30"], "diverged"),
     ],
 )
