@@ -1,7 +1,7 @@
 """The fold on a GPU: recorded once for so many streams, then launched again and again.
 
-One observation is some 400 small operations, and Python takes longer to ask for them than a GPU takes to do them for
-ten thousand rows. So the dense form of :class:`models.fold.Fold` is recorded as three CUDA graphs, over memory that
+One observation is some 600 to 900 small operations, and Python takes longer to ask for them than a GPU takes to do them
+for ten thousand rows. So the dense form of :class:`models.fold.Fold` is recorded as three CUDA graphs, over memory that
 stays where it is: ``begin`` (rows in hand), ``advance`` (one observation), ``end`` (rows back). A call copies its rows
 into a table of its own, launches ``advance`` once for each observation, and copies the rows back. Coupled evidence
 pauses where the reference of some stream may be complete: what is measured by it is found between two launches.
