@@ -19,6 +19,11 @@ from pipeline.topics.base import Offset, Place
 
 UNKNOWN_TOPIC = 3
 POLL_S, COORDINATOR_S = 0.2, 0.2
+NO_COORDINATOR_YET = (
+    kafka_errors.CoordinatorNotAvailableError,
+    kafka_errors.CoordinatorLoadInProgressError,
+    kafka_errors.NotCoordinatorError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ class Cluster:
                 try:
                     found = admin.list_group_offsets({group: None})
                     break
-                except kafka_errors.CoordinatorNotAvailableError:
+                except NO_COORDINATOR_YET:
                     if time.monotonic() > deadline_s:
                         raise
                     time.sleep(COORDINATOR_S)
