@@ -121,7 +121,7 @@ def decode_many(values: Sequence[bytes]) -> Iterator[tuple[Int64, Snapshots]]:
 
 
 def without_damaged(values: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    """Those of ``values``, by stream, that are whole; ``values`` itself where all are.
+    """Those of ``values``, by stream, that are whole; the others are named in the log.
 
     Raises
     ------

@@ -98,11 +98,11 @@ def _decode_span(records: Sequence[Record], profile: Profile, limits: Limits) ->
         times_ms = _times(ids, starts, steps, lengths)
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
         record_ms = np.fromiter((record.timestamp for record in records), np.int64, len(records))
-        if record_ms.min() < -1 or record_ms.max() > _MAX_TIME_MS:
-            beyond = int(np.argmax((record_ms < -1) | (record_ms > _MAX_TIME_MS)))
-            _refuse(ids, beyond, "the time of its record lies outside the years 1970 to 9999")
     except (ValueError, TypeError, OverflowError, KeyError) as exc:
         raise DecodeError(f"malformed message: {exc}") from exc
+    if record_ms.min() < -1 or record_ms.max() > _MAX_TIME_MS:
+        beyond = int(np.argmax((record_ms < -1) | (record_ms > _MAX_TIME_MS)))
+        _refuse(ids, beyond, "the time of its record lies outside the years 1970 to 9999")
     _check_skew(ids, times_ms, lengths, record_ms, limits)
     # A bytearray makes the array writable, which torch asks for.
     values = np.frombuffer(bytearray().join(payloads), "<f4").reshape(-1, width)
