@@ -238,19 +238,20 @@ def write_inputs(
     """
     state = normaliser
     inverse = torch.reciprocal(sigma)
-    z = (seen.x - state.mean).mul_(inverse)
-    out[0] = arcsinh(z)
-    torch.clamp(z, -4.0, 4.0, out=out[1])
     change = torch.add(state.change, sigma, alpha=1e-3)
-    out[2] = arcsinh(seen.dx / change)
+    z = (seen.x - state.mean).mul_(inverse)
+    out[0].copy_(z)
+    torch.div(seen.dx, change, out=out[2])
     if season is None:
         out[3:6].zero_()
     else:
         mean, count = season
-        out[3:6] = arcsinh((mean - state.mean).mul_(inverse).mul_(count > 0))
-    out[6] = arcsinh(seen.residual * inverse)
+        torch.mul((mean - state.mean).mul_(inverse), count > 0, out=out[3:6])
+    torch.mul(seen.residual, inverse, out=out[6])
+    torch.mul(state.fast_mean - state.mean, inverse, out=out[8])
+    out[:9].copy_(arcsinh(out[:9]))  # two of them for nothing: they are written next
+    torch.clamp(z, -4.0, 4.0, out=out[1])
     out[7].copy_(seen.known)
-    out[8] = arcsinh((state.fast_mean - state.mean).mul_(inverse))
     # ln((fast sd + 1e-3 sigma) / sigma) = ln(fast sd / sigma + 1e-3)
     torch.log(state.fast_variance.sqrt().mul_(inverse).add_(1e-3), out=out[9])
     torch.log(change.mul_(inverse), out=out[10])

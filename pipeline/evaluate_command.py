@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--light", action="store_true", help="the narrow row")
     parser.add_argument(
         "--controls", nargs="*", choices=[contender.name for contender in CONTROLS], default=None,
-        help="which controls to run (default: all; with --quick untrained and lags only where rows adapt)",
+        help="which controls to run (default: all; with --quick all but untrained and lags)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write all figures")
     parser.add_argument("--report", type=Path, help="write a page with tables and pictures (default: report.html)")
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     runs = _run(tasks, args.processes or os.cpu_count() or 1, console)
     judged = _judged(entries, runs[SERVED.name][0], console)
     made_with = _made_with(knobs, judged, args.quick, time.monotonic() - started)
-    ran = tuple(contender for contender in contenders if contender.name in runs)  # --quick leaves some out
+    ran = tuple(contender for contender in contenders if contender.name in runs)  # plants have chains alone
     evaluation = Evaluation(made_with, ran, {contender.name: runs[contender.name] for contender in ran})
     _show(evaluation, console)
     _write(args, evaluation, console)
@@ -147,7 +147,9 @@ def _page(args: argparse.Namespace) -> Path | None:
 
 
 def _controls(args: argparse.Namespace) -> list[Contender]:
-    return [contender for contender in CONTROLS if args.controls is None or contender.name in args.controls]
+    if args.controls is not None:
+        return [contender for contender in CONTROLS if contender.name in args.controls]
+    return [contender for contender in CONTROLS if contender.is_quick or not args.quick]
 
 
 def _entries(args: argparse.Namespace) -> list[Entry]:

@@ -11,10 +11,10 @@ from river import anomaly, preprocessing
 from models.controls import LastValue, LinearLags, Untrained
 from models.evaluation.budget import alarms_at
 from models.pretrained import Weights
-from pipeline.evaluate.fold import Predictor, Track
+from pipeline.evaluate.fold import Group, Predictor, Track
 from pipeline.evaluate.judge import ANOMALOUS
 from pipeline.evaluate.series import LabelledSeries
-from pipeline.profile import Profile, alarm_every_s
+from pipeline.profile import alarm_every_s
 from pipeline.records import OPENED, Float32
 
 Kind = Literal["chain", "random", "river"]
@@ -34,14 +34,14 @@ class Contender:
     kind
         ``chain``: forecasts through the production engine; ``random``: scores that know nothing, through the production
         decision; ``river``: a detector of the river package, which ranks but raises no alarms of its own.
-    is_quick_everywhere
-        Whether the quick run, which has three minutes, has time for it on rows without fast weights, too.
+    is_quick
+        Whether the quick run, which has three minutes, has time for it unless asked.
     """
 
     name: str
     words: str
     kind: Kind
-    is_quick_everywhere: bool = True
+    is_quick: bool = True
 
 
 _READ_OUT = "read out by fast weights; where rows have none, as fitted once to generated series"
@@ -49,8 +49,8 @@ _READ_OUT = "read out by fast weights; where rows have none, as fitted once to g
 SERVED = Contender("served", "the predictor that is served", "chain")
 CONTROLS = (
     Contender("naive", "last value through the same chain", "chain"),
-    Contender("untrained", f"a network that never learned, {_READ_OUT}", "chain", is_quick_everywhere=False),
-    Contender("lags", f"AR(20): linear lags, {_READ_OUT}", "chain", is_quick_everywhere=False),
+    Contender("untrained", f"a network that never learned, {_READ_OUT}", "chain", is_quick=False),
+    Contender("lags", f"AR(20): linear lags, {_READ_OUT}", "chain", is_quick=False),
     Contender("random", "random scores through the same decision", "random"),
     Contender("half_space_trees", "river HalfSpaceTrees", "river"),
     Contender("gaussian", "river GaussianScorer, largest feature", "river"),
@@ -68,20 +68,30 @@ def predictor_of(contender: Contender, weights: Weights) -> Predictor:
     return lambda config: weights
 
 
-def random_track(item: LabelledSeries, profile: Profile, seed: int) -> Track:
-    """Scores of exactly the distribution they claim, and the alarms they give."""
-    rng = np.random.default_rng([seed, *item.name.encode()])
-    track, rows = Track.empty(len(item.stream), len(item.stream.features)), item.scored_rows
-    track.score[rows] = np.round(-np.log10(rng.uniform(size=len(rows))), 3)
-    track.ranked[:] = track.score
-    track.threshold[rows] = 0.0
-    track.contribution[:] = rng.uniform(size=track.contribution.shape)
-    elapsed = np.diff(item.stream.times_ms[rows], prepend=item.stream.times_ms[rows[:1]])[:, None] / 1000.0
-    budget = np.array([alarm_every_s(profile.alarm_budget) / max(item.row_s, 1e-3)])
-    opened, alarmed = alarms_at(track.score[rows, None], elapsed.astype(np.float32), budget)
-    track.event[rows] = opened[:, 0] * OPENED
-    track.verdict[rows] = alarmed[:, 0] * ANOMALOUS
-    return track
+def random_tracks(group: Group) -> dict[str, Track]:
+    """Scores of exactly the distribution they claim, and the alarms they give; a track for each series by its name."""
+    steps, streams = max(len(item.scored_rows) for item in group.series), len(group.series)
+    scores = np.full((steps, streams), np.nan, np.float32)
+    elapsed = np.zeros((steps, streams), np.float32)
+    budget = np.empty(streams)
+    tracks = {}
+    for number, item in enumerate(group.series):
+        rng = np.random.default_rng([number, *item.name.encode()])
+        track, rows = Track.empty(len(item.stream), len(item.stream.features)), item.scored_rows
+        track.score[rows] = np.round(-np.log10(rng.uniform(size=len(rows))), 3)
+        track.ranked[:] = track.score
+        track.threshold[rows] = 0.0
+        track.contribution[:] = rng.uniform(size=track.contribution.shape)
+        scores[: len(rows), number] = track.score[rows]
+        elapsed[1 : len(rows), number] = np.diff(item.stream.times_ms[rows]) / 1000.0
+        budget[number] = alarm_every_s(group.profile.alarm_budget) / max(item.row_s, 1e-3)
+        tracks[item.name] = track
+    opened, alarmed = alarms_at(scores, elapsed, budget)
+    for number, item in enumerate(group.series):
+        rows = item.scored_rows
+        tracks[item.name].event[rows] = opened[: len(rows), number] * OPENED
+        tracks[item.name].verdict[rows] = alarmed[: len(rows), number] * ANOMALOUS
+    return tracks
 
 
 def river_track(item: LabelledSeries, name: str) -> Track:

@@ -15,7 +15,7 @@ from models.config import Evidence
 Ranked = Literal["score", "level", "behaviour_nats", "entity", "entity_unrest", "values", "residuals", "means"]
 Clean = Literal["prefix", "unlabelled", "nothing"]
 
-BEFORE_FIRST_EVENT = 5_000
+BEFORE_FIRST_EVENT = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Part:
     rows
         At most so many rows of a series.
     begin
-        Where they begin: at the beginning of the series, 5000 rows before its first event after the training prefix, or
+        Where they begin: at the beginning of the series, 4000 rows before its first event after the training prefix, or
         so that its middle event lies in the middle.
     """
 
@@ -84,7 +84,7 @@ PLANS = {
     "msl": Plan("single", "behaviour_nats", _TELEMETRY, clean="prefix", quick=Part()),
     "mscloud": Plan("single", "behaviour_nats", quick=Part(longest=2_000)),
     "netman_kpi": Plan("single", "behaviour_nats"),
-    "smd": Plan("jump", "entity_unrest", clean="prefix", quick=Part(rows=7_000, begin="first event")),
+    "smd": Plan("jump", "entity_unrest", clean="prefix", quick=Part(rows=6_000, begin="first event")),
     "asd": Plan("jump", "entity_unrest", clean="prefix"),
     "skab": Plan("coupled", "means", quick=Part(longest=2_000)),
     "3w": Plan("coupled", "means", clean="unlabelled", part=Part(rows=25_000)),

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluate.controls import SERVED, Contender, predictor_of, random_track, river_track
+from pipeline.evaluate.controls import SERVED, Contender, predictor_of, random_tracks, river_track
 from pipeline.evaluate.fold import Group, Track, fold, groups_of
 from pipeline.evaluate.generated import plant_series
 from pipeline.evaluate.judge import SeriesResult, judge, replay_budgets
@@ -83,22 +83,15 @@ def tasks_of(
         for group in together.values()
         for contender in contenders
         for run, used in enumerate(knobs if contender == SERVED else knobs[:1])
-        if (taken := _taken(group, contender, is_quick))
-        and (not is_quick or contender.is_quick_everywhere or _adapts(group[0], used))
+        if (taken := _taken(group, contender))
     ]
     ordered = sorted(tasks, key=lambda task: -task.cost)
     return [replace(task, number=number) for number, task in enumerate(ordered)]
 
 
-def _adapts(entry: Entry, knobs: Profile) -> bool:
-    evidence = entry.plan.evidence or ("single" if entry.numbers == 1 else "jump")
-    return evidence == "single" and not knobs.light
-
-
-def _taken(group: Sequence[Entry], contender: Contender, is_quick: bool) -> tuple[Entry, ...]:
-    """Plants measure alarm budgets, which only chains have; a quick run asks those that it takes everywhere."""
-    has_plants = contender.kind == "chain" and (contender.is_quick_everywhere or not is_quick)
-    return tuple(entry for entry in group if has_plants or entry.dataset != PLANTS)
+def _taken(group: Sequence[Entry], contender: Contender) -> tuple[Entry, ...]:
+    """Plants measure alarm budgets, which only chains have."""
+    return tuple(entry for entry in group if contender.kind == "chain" or entry.dataset != PLANTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +198,11 @@ def _tracks(task: Task, group: Group, note: Callable[[int], None]) -> dict[str, 
         profile = group.profile
         weights = base_weights(profile.builtin() or profile.predictor)
         return fold(group, predictor_of(task.contender, weights), note, has_bands=task.has_pictures)
+    if task.contender.kind == "random":
+        return random_tracks(group)
     tracks = {}
-    for number, item in enumerate(group.series):
-        if task.contender.kind == "random":
-            tracks[item.name] = random_track(item, group.profile, number)
-        else:
-            tracks[item.name] = river_track(item, task.contender.name)
+    for item in group.series:
+        tracks[item.name] = river_track(item, task.contender.name)
         note(len(item.stream))
     return tracks
 

@@ -37,7 +37,7 @@ from pipeline.wire import WindowMessage, decode_many, labels_of
 
 TimestampKind = Literal["iso8601", "seconds", "row_index"]
 
-_ROWS_AT_ONCE = 20_000
+_ROWS_AT_ONCE = 1_000  # so many cells as texts stay in a processor's cache
 _TIMESTAMP, _STREAM, _LABEL = ("timestamp", "time"), "stream_id", "label"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -201,8 +201,12 @@ def _iso_us(cell: Any) -> int:
 
 
 def _numbers(column: Sequence[Any], first_row: int) -> Float32:
+    try:
+        numbers = np.fromiter(map(float, column), np.float64, len(column))
+    except (ValueError, TypeError, OverflowError):  # a cell is a word or missing: then each is looked at
+        numbers = np.fromiter(_converted("", column, _number, first_row), np.float64, len(column))
     with np.errstate(over="ignore"):
-        return np.fromiter(_converted("", column, _number, first_row), np.float64, len(column)).astype(np.float32)
+        return numbers.astype(np.float32)
 
 
 def _converted(what: str, column: Sequence[Any], convert: Callable[[Any], float], first_row: int) -> Iterator[float]:
