@@ -35,7 +35,7 @@ from models.features import (
     write_inputs,
 )
 from models.hand import Hand
-from models.outcome import GROUNDS, TOLD, StepScores, Wanted, step_scores
+from models.outcome import EVIDENCE, GROUNDS, TOLD, StepScores, Wanted, step_scores, wants_evidence
 from models.row import Rows
 from models.tail import NO_EVENT, Decision, decide, score_of
 
@@ -59,7 +59,7 @@ class Fold:
     scorer, rows, slots
         The version, the table, and which of its rows ``(N,)``.
     detail
-        True keeps the evidence of every cell, and a trace; names keep of the trace so much, and no evidence.
+        What is kept of every cell.
     is_dense
         No operation depends on what the numbers are, so that a GPU can record them once: every row takes part in
         everything, masked where it has no part, and :attr:`grounds` holds all cells. Factors of coupled evidence
@@ -261,10 +261,12 @@ class Fold:
             return
         if self.detail:
             self._traces.append(self._trace(o, look, found, decision))
-        if self.detail is True:
+        if wants_evidence(self.detail):
             cells = torch.arange(self.streams, device=score.device)
-        else:
-            cells = (decision.event != NO_EVENT).nonzero().squeeze(1)
+            self._cells.append((torch.full_like(cells, t), cells))
+            self._found.append(self._grounds(o, look, found))
+            return
+        cells = (decision.event != NO_EVENT).nonzero().squeeze(1)
         if cells.numel() > 0:
             features = torch.arange(self.features, device=cells.device)
             rows = (cells.unsqueeze(1) * self.features + features).flatten()
@@ -355,7 +357,7 @@ class Fold:
             "means": lambda: of_distance(2),
             "controller": lambda: decision.controller,
         }
-        wanted = traced if isinstance(self.detail, bool) else self.detail
+        wanted = traced if isinstance(self.detail, bool) else self.detail - {EVIDENCE}
         return {name: traced[name]() for name in wanted}
 
     def close(self) -> StepScores:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.evidence.observed import DISPLACEMENT, MEANS, NONE, STILLNESS, VALUES, mixture_tails, one_step_forecast
+from models.evidence.observed import DISPLACEMENT, MEANS, NONE, STILLNESS, VALUES, one_step_forecast
 from models.tail import MISSING
 
 TOLD = (
@@ -34,8 +34,17 @@ displacement: from where the others ask for it), the nine of the one-step mixtur
 BAND = (0.01, 0.99)
 
 
+EVIDENCE = "evidence"
+
 Wanted = bool | frozenset[str]
-"""What is kept of every observation: nothing more (False), evidence and trace (True), or so much of the trace."""
+"""What is kept of every observation: nothing more (False), evidence and trace (True), or what is named: so much of the
+trace, and ``evidence``."""
+
+
+def wants_evidence(wanted: Wanted) -> bool:
+    """Whether evidence is kept of every observation, not only of those with an event."""
+    return wanted is True or (wanted is not False and EVIDENCE in wanted)
+
 
 Trace = Mapping[str, Tensor]
 """What ``explain`` and ``evaluate`` want of every observation, by name; NaN where it does not exist.
@@ -200,6 +209,6 @@ def mixture_point(mixture: Tensor, p: float) -> Tensor:
     low, high = mixture.new_full(mixture.shape[1:], -20.0), mixture.new_full(mixture.shape[1:], 20.0)
     for _ in range(20):
         middle = (low + high) * 0.5
-        below = mixture_tails(middle, mixture)[0] < p
+        below = (torch.sigmoid((middle - mixture[3:6]).mul_(mixture[6:9])) * mixture[0:3]).sum(0) < p
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return torch.where(mixture[6] > 0, (low + high) * 0.5, 0.0)

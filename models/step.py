@@ -11,11 +11,11 @@ from models.evidence.chain import Priors
 from models.evidence.observed import SIGNALS
 from models.fast_weights import Preconditioner
 from models.fold import Fold
-from models.outcome import Evidence, StepScores, Trace, Wanted
+from models.outcome import EVIDENCE, Evidence, StepScores, Trace, Wanted, wants_evidence
 from models.pretrained import Weights
 from models.row import RowLayout, Rows, has_fast_weights
 
-__all__ = ["Evidence", "Scorer", "StepScores", "Trace", "Wanted"]
+__all__ = ["EVIDENCE", "Evidence", "Scorer", "StepScores", "Trace", "Wanted", "wants_evidence"]
 
 
 class Scorer:
@@ -90,7 +90,7 @@ class Scorer:
         last_ms
             ``(N,)`` int64 event time of the stream's previous observation, -1 without a past.
         detail
-            True returns evidence of every cell, and a trace; names return so much of the trace.
+            What is kept of every cell.
 
         Returns
         -------

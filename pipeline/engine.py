@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from models.config import HiddenOnSwap
-from models.step import Scorer, StepScores, Wanted
+from models.step import Scorer, StepScores, Wanted, wants_evidence
 from pipeline.alerts import AlertPlace, build_alert, ended
 from pipeline.errors import DamagedSnapshot, RowAhead, UnknownSnapshot, VersionError
 from pipeline.observations import Detail, Observations, join, lay_out, turns
@@ -285,7 +285,7 @@ class Engine:
         alerts = self._alerts(rows, shares, windows, share_of, speaks, partial, batch, endings)
         return Absorbed(
             [scores for scores, _ in emitted],
-            [batch.detail(cells, self.detail is True) for _, cells in emitted] if self.detail else [],
+            [batch.detail(cells, wants_evidence(self.detail)) for _, cells in emitted] if self.detail else [],
             alerts,
             observations=len(batch.window) * batch.values.shape[1],
             late=batch.late,

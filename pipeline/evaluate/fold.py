@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from models.config import FoldConfig
 from models.pretrained import Weights
-from models.step import Scorer
+from models.step import EVIDENCE, Scorer
 from pipeline.evaluate.series import LabelledSeries
 from pipeline.observations import Detail
 from pipeline.offline import Offline
@@ -133,7 +133,8 @@ def fold(
         Whether tracks say what was expected: pictures need it, and it costs a quarter of the time.
     """
     named = frozenset({"contribution", *(item.plan.ranked for item in group.series)}) - {"score"}
-    offline = Offline(group.name, group.profile, predictor(group.profile.fold()), detail=has_bands or named)
+    wanted = named | {EVIDENCE} if has_bands else named
+    offline = Offline(group.name, group.profile, predictor(group.profile.fold()), detail=wanted)
     features = len(group.profile.features)
     collectors = {item.name: _Collector(item) for item in group.series}
     streams = [replace(item.stream, features=group.profile.features) for item in group.series]
