@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from pipeline.errors import ConfigurationError
 from pipeline.offline import Offline
 from pipeline.profile import Profile
 from pipeline.records import EVENTS, OPENED, RESOLVED, Alert
-from pipeline.replay.inputs import group_by_profile, open_record_file, profile_of_raw
+from pipeline.replay.inputs import doubts_of, group_by_profile, open_record_file, profile_of_raw
 from pipeline.settings import Settings
 from pipeline.sources.record_file import decode_records, is_record_file
 from pipeline.sources.recording import RecordedStream, open_recording
+
+logger = logging.getLogger(__name__)
 
 MONTH_MS = 30 * 86_400_000
 
@@ -101,6 +104,8 @@ def read_for(
     streams = [stream for stream in (recording.select(patterns) if patterns else recording) if len(stream)]
     if not streams:
         raise ConfigurationError(f"{path}: no observation to compare")
+    for text in doubts_of(streams):
+        logger.warning(text)
     name = _profile_for(settings, wanted, streams)
     return name, settings.profiles[name], streams
 

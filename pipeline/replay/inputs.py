@@ -6,12 +6,15 @@ the very records of a topic.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigurationError
@@ -20,12 +23,18 @@ from pipeline.records import Partition, Record
 from pipeline.settings import Limits, Settings
 from pipeline.sources.record_file import read_records
 from pipeline.sources.recording import RecordedStream, open_recording
+from pipeline.sources.tables import IS_CODE
 from pipeline.topics.base import Place, parse_place
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import decode_many
 
+logger = logging.getLogger(__name__)
+
 KAFKA = "kafka:"
 TOPIC_OF_DERIVED = "recording"
+
+MANY_LATE = 0.05
+"""Share of rows that are late, from which on a recording looks like several streams in one."""
 
 Records = Iterator[tuple[Partition, Record]]
 
@@ -87,7 +96,7 @@ class Chosen:
 
 
 def load_streams(paths: Sequence[Path], chosen: Chosen) -> list[RecordedStream]:
-    """The chosen streams of recordings, in their order, without empty ones.
+    """The chosen streams of recordings, in their order, without empty ones; warns of what is doubtful about them.
 
     Raises
     ------
@@ -105,6 +114,8 @@ def load_streams(paths: Sequence[Path], chosen: Chosen) -> list[RecordedStream]:
             if name in streams:
                 raise ConfigurationError(f"the stream {name!r} is in two recordings")
             streams[name] = chosen.part_of(recording[name])
+    for text in doubts_of(list(streams.values())):
+        logger.warning(text)
     if not streams:
         some = ", ".join((*offered[:5], "…") if len(offered) > 5 else offered)
         raise ConfigurationError(f"no stream matches {', '.join(chosen.patterns)}; there are {len(offered)}: {some}")
@@ -116,6 +127,28 @@ def load_streams(paths: Sequence[Path], chosen: Chosen) -> list[RecordedStream]:
             f"no observation is left: check --start, --end, and that there are columns of numbers{reasons}"
         )
     return filled
+
+
+def doubts_of(streams: Sequence[RecordedStream]) -> list[str]:
+    """What makes it doubtful that recordings were read as they were meant: columns left out, rows that go back in time.
+
+    Each column once, with the reason of its first stream. What a manifest calls a code is left out as it was meant.
+    """
+    left_out = [(stream, *item) for stream in streams for item in stream.left_out.items() if item[1] != IS_CODE]
+    first = {name: (stream, reason) for stream, name, reason in reversed(left_out)}
+    times = Counter(name for _, name, _ in left_out)
+    said = []
+    for name, (stream, reason) in reversed(first.items()):
+        others = f", and of {times[name] - 1} other streams" if times[name] > 1 else ""
+        said.append(f"column {name} of {stream.name} is left out{others}: {reason}")
+    for stream in streams:
+        late = int((stream.times_ms[1:] <= np.maximum.accumulate(stream.times_ms)[:-1]).sum())
+        if late > MANY_LATE * len(stream):
+            said.append(
+                f"{late} of {len(stream)} rows of {stream.name} are not later than the rows before them, and count as "
+                "late; if these are several streams, name the column that tells them apart stream_id"
+            )
+    return said
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Recorded tables, CSV, JSON Lines and Parquet, as columns of numbers.
 
-A row is one observation. Columns: ``timestamp`` (or ``time``), optionally ``stream_id`` and ``label``, and features.
+A row is one observation. Columns: ``timestamp`` (or ``time``), optionally ``stream_id`` and ``label``, in any case, and
+features.
 An empty cell, null, NaN and what people write for it (``n/a``, ``-``) is a missing value; true and false are 1 and 0.
 A feature with anything else that is no number is left out, and ``Table.left_out`` says why. Rows are counted from 1,
 without header and empty lines. JSON Lines may also hold windows as producers send them (see :mod:`pipeline.wire`).
@@ -23,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 from math import isnan
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ from pipeline.settings import Limits
 from pipeline.wire import WindowMessage, decode_many, labels_of
 
 TimestampKind = Literal["iso8601", "seconds", "row_index"]
+T = TypeVar("T")
 
 _ROWS_AT_ONCE = 1_000  # so many cells as texts stay in a processor's cache
 _TIMESTAMP, _STREAM, _LABEL = ("timestamp", "time"), "stream_id", "label"
@@ -50,6 +52,7 @@ _US_PER_YEAR = 31_556_952e6
 _SEPARATORS = ",;\t"
 _WORDS = dict.fromkeys(("", "n/a", "na", "null", "none", "-"), float("nan")) | {"true": 1.0, "false": 0.0}
 _NO_TIME = "a timestamp is missing"
+IS_CODE = "its manifest says that it is a code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +111,11 @@ class _Collector:
         self._kind = kind
         self._writing: _Writing | None = None
         self._names = tuple(names)
-        self._left_out = {name: "its manifest says that it is a code" for name in names if name in categorical}
-        self._numbers: dict[str, list[Float32]] = {
-            name: [] for name in names if name not in (self._time, _STREAM, _LABEL) and name not in categorical
-        }
+        self._stream = next((name for name in names if name.lower() == _STREAM), None)
+        self._label = next((name for name in names if name.lower() == _LABEL), None)
+        self._left_out = {name: IS_CODE for name in names if name in categorical}
+        no_feature = {self._time, self._stream, self._label, *categorical}
+        self._numbers: dict[str, list[Float32]] = {name: [] for name in names if name not in no_feature}
         self._times: list[Int64] = []
         self._labels: list[UInt8] = []
         self._streams: list[str] = []
@@ -124,9 +128,9 @@ class _Collector:
             if name == self._time:
                 self._writing = self._writing or _writing_of(column[0], self._kind)
                 self._times.append(_times_us(column, self._writing, row))
-            elif name == _STREAM:
-                self._streams.extend(map(str, column))
-            elif name == _LABEL:
+            elif name == self._stream:
+                self._streams.extend(_converted(f"column {name}: ", column, _stream_id, row))
+            elif name == self._label:
                 labels = _converted(f"column {name}: ", column, _label, row)
                 self._labels.append(np.fromiter(labels, np.uint8, len(column)))
             elif name in self._numbers:
@@ -143,8 +147,8 @@ class _Collector:
         return Table(
             times_us=np.concatenate(self._times),
             columns={name: np.concatenate(parts) for name, parts in self._numbers.items()},
-            labels=np.concatenate(self._labels) if _LABEL in self._names else None,
-            stream_ids=self._streams if _STREAM in self._names else None,
+            labels=np.concatenate(self._labels) if self._label is not None else None,
+            stream_ids=self._streams if self._stream is not None else None,
             clock=self._writing.is_clock,
             left_out=self._left_out,
         )
@@ -209,7 +213,7 @@ def _numbers(column: Sequence[Any], first_row: int) -> Float32:
         return numbers.astype(np.float32)
 
 
-def _converted(what: str, column: Sequence[Any], convert: Callable[[Any], float], first_row: int) -> Iterator[float]:
+def _converted(what: str, column: Sequence[Any], convert: Callable[[Any], T], first_row: int) -> Iterator[T]:
     """The cells one by one; the error of one that cannot be converted names it and its row."""
     for row, cell in enumerate(column, first_row):
         try:
@@ -229,6 +233,12 @@ def _number(cell: Any) -> float:
         if number is None:
             raise ValueError("is no number") from exc
         return number
+
+
+def _stream_id(cell: Any) -> str:
+    if cell is None or cell == "" or cell != cell:  # NaN alone differs from itself
+        raise ValueError("names no stream")
+    return str(cell)
 
 
 def _label(cell: Any) -> int:

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
 from pipeline.records import Partition, StoredRecord
-from pipeline.replay.inputs import Chosen, group_by_profile, load_streams
+from pipeline.replay.inputs import Chosen, doubts_of, group_by_profile, load_streams
 from pipeline.settings import Limits
 from pipeline.sinks.recording import RecordingSink, RecordWriter
 from pipeline.sources.base import CommittedOffset, GroupNote
@@ -458,3 +458,49 @@ def test_recording_sink_shows_only_what_was_committed(tmp_path: Path) -> None:
     assert sink.offsets == {PARTITION: CommittedOffset(7, "meta")}
     written = [(partition, record.value) for partition, record in read_records(path)]
     assert written == [(Partition("alerts", 0), b"1"), (Partition("scores", 3), b"2"), (Partition("alerts", 0), b"3")]
+
+
+def test_columns_of_streams_and_labels_are_found_in_any_case(tmp_path: Path) -> None:
+    """A spreadsheet writes names as it likes; streams that are not told apart would be one, most of it late."""
+    path = write_csv(tmp_path / "pumps.csv", "Timestamp,Stream_ID,flow,Label\n1,a,1.5,0\n1,b,2.5,1\n2,a,3.5,0\n")
+    a, b = open_recording(path)
+    assert (a.name, b.name, a.features) == ("a", "b", ("flow",))
+    assert a.labels is not None
+    assert b.labels is not None
+    assert (a.labels.tolist(), b.labels.tolist()) == ([0, 0], [1])
+
+
+@pytest.mark.parametrize("end", ["csv", "jsonl"])
+def test_a_row_that_names_no_stream_is_refused(tmp_path: Path, end: str) -> None:
+    """Nothing would tell such rows from each other: they would be a stream called None."""
+    text = {
+        "csv": "timestamp,stream_id,flow\n1,a,1.5\n2,,2.5\n",
+        "jsonl": '{"timestamp": 1, "stream_id": "a", "flow": 1.5}\n{"timestamp": 2, "stream_id": null, "flow": 2.5}\n',
+    }
+    path = write_csv(tmp_path / f"pumps.{end}", text[end])
+    with pytest.raises(ConfigurationError, match="row 2 names no stream"):
+        list(open_recording(path))
+
+
+def test_columns_left_out_and_streams_in_one_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A sensor with one bad cell, and a column that tells streams apart by another name, change what is scored."""
+    rows = [f"{second},{name},{second}.5,{cell}" for second in range(40) for name, cell in (("a", "1"), ("b", "x"))]
+    path = write_csv(tmp_path / "pumps.csv", "\n".join(["timestamp,machine,flow,pressure", *rows]) + "\n")
+    load_streams([path], Chosen())
+    assert caplog.messages == [
+        "column machine of pumps is left out: 'a' in row 1 is no number",
+        "column pressure of pumps is left out: 'x' in row 2 is no number",
+        (
+            "40 of 80 rows of pumps are not later than the rows before them, and count as late; if these are several "
+            "streams, name the column that tells them apart stream_id"
+        ),
+    ]
+
+
+def test_a_column_left_out_of_many_streams_is_said_once() -> None:
+    """A thousand streams of one file share the column."""
+    streams = [
+        RecordedStream(name, ("flow",), None, np.arange(3), np.zeros((3, 1), np.float32), left_out={"valve": "is open"})
+        for name in ("a", "b", "c")
+    ]
+    assert doubts_of(streams) == ["column valve of a is left out, and of 2 other streams: is open"]
