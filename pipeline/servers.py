@@ -8,6 +8,7 @@ listen on the loopback address only, and end with the process that started them,
 from __future__ import annotations
 
 import base64
+import fcntl
 import importlib.util
 import os
 import secrets
@@ -22,7 +23,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -31,6 +32,7 @@ from pipeline.errors import BrokerAway, ConfigurationError
 from pipeline.jars import INSTALL_HINT, KAFKA_VERSION, Progress, default_cache, java, kafka_jars, silent
 
 HOST = "127.0.0.1"
+LAST_PORT = 65535
 TOPIC_ALREADY_EXISTS = 36  # Kafka protocol error code
 
 
@@ -58,6 +60,7 @@ class EmbeddedServer(ABC):
         self.port = port
         self._progress = progress
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
         self._given_up = threading.Event()
 
@@ -90,12 +93,15 @@ class EmbeddedServer(ABC):
         Raises
         ------
         ConfigurationError
-            Parts are not installed, the port is taken, or the server ended or stayed silent; the message holds the
-            end of its log.
+            Parts are not installed, the port is taken or none, the folder cannot be written or is another server's, or
+            the server ended or stayed silent; the message holds the end of its log.
         """
         if self._process is not None:
             raise ConfigurationError(f"{self.name} in {self.folder} is already running")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not 0 <= self.port <= LAST_PORT:
+            raise ConfigurationError(
+                f"{self.port} is no port for {self.name}: from 1 to {LAST_PORT}, 0 chooses a free one"
+            )
         if self.port:
             _require_free(self.name, self.port)
             self._launch()
@@ -166,13 +172,18 @@ class EmbeddedServer(ABC):
         """Whether the server answers its protocol now. Returns within about a second."""
 
     def _launch(self) -> None:
-        command = self._command()
-        self._check_given_up()
-        with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C in the terminal reaches this process only, which then stops the server.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
-            )
+        self._lock = _locked(self.folder, self.name)
+        try:
+            command = self._command()
+            self._check_given_up()
+            with self.log.open("ab") as log:
+                # A session of its own: Ctrl-C in the terminal reaches this process only, which then stops the server.
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+                )
+        except BaseException:
+            self._lock.close()
+            raise
         self._watcher = _end_with_us(self._process.pid)
         try:
             self._wait_until_it_answers(self._process)
@@ -210,6 +221,8 @@ class EmbeddedServer(ABC):
                 self._process.kill()
                 self._process.wait()
             self._process = None
+            if self._lock is not None:
+                self._lock.close()
 
     def _check_given_up(self) -> None:
         if self._given_up.is_set():
@@ -462,6 +475,21 @@ def _is_taken(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex((HOST, port)) == 0
+
+
+def _locked(folder: Path, name: str) -> IO[bytes]:
+    """A folder held for one server as long as the result is open: two would spoil each other's data."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("ab")
+    except OSError as exc:
+        raise ConfigurationError(f"{folder}: cannot hold the data of {name}: {exc.strerror}") from exc
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        lock.close()
+        raise ConfigurationError(f"{folder} is in use by another {name}: choose another folder") from exc
+    return lock
 
 
 def _require_free(name: str, port: int) -> None:

@@ -85,6 +85,31 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
         EmbeddedRedis(tmp_path / "second", port=first.port).start()
 
 
+def test_a_folder_holds_one_server_at_a_time(tmp_path: Path) -> None:
+    """A second one would write its settings over those of the first, and end as soon as it found the data locked."""
+    with EmbeddedRedis(tmp_path) as first:
+        with pytest.raises(ConfigurationError, match=r"is in use by another redis: choose another folder"):
+            EmbeddedRedis(tmp_path).start()
+        assert redis.Redis(HOST, first.port).ping()
+        first.restart()
+    with EmbeddedRedis(tmp_path) as next_one:
+        assert redis.Redis(HOST, next_one.port).ping()
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    """One line, not a traceback."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot hold the data of redis: Not a directory"):
+        EmbeddedRedis(tmp_path / "file" / "redis").start()
+
+
+@pytest.mark.parametrize("port", [-1, 65_536])
+def test_a_number_that_is_no_port_is_said(tmp_path: Path, port: int) -> None:
+    """The socket would overflow."""
+    with pytest.raises(ConfigurationError, match=f"{port} is no port for redis: from 1 to 65535"):
+        EmbeddedRedis(tmp_path, port).start()
+
+
 def test_a_server_that_cannot_start_shows_its_log_and_leaves_nothing(tmp_path: Path) -> None:
     """What is wrong stands in the server's own words."""
     (tmp_path / "dump.rdb").write_bytes(b"not a dump")
