@@ -112,10 +112,12 @@ class ShownAlerts(Collector):
         self._observed: dict[tuple[str, str], dict[str, float]] = {}
 
     def show(self, alerts: Sequence[Alert], observed: Mapping[tuple[str, str], Mapping[str, float]]) -> None:
-        """Show these from now on; of one stream only its newest alert, of one kind."""
-        newest: dict[tuple[str, str], Alert] = {}
+        """Show these from now on; of one stream its newest alert with features, and its newest without (silence)."""
+        newest: dict[tuple[str, str, bool], Alert] = {}
         for alert in sorted(alerts, key=lambda alert: alert.onset_ms):
-            newest[alert.profile, alert.stream_id] = alert
+            kind = (alert.profile, alert.stream_id, bool(alert.features))
+            newest.pop(kind, None)  # in the order of what stays
+            newest[kind] = alert
         chosen = list(newest.values())[-self._max_shown :] if self._max_shown else []
         values = {at: dict(observed[at]) for alert in chosen if (at := (alert.profile, alert.stream_id)) in observed}
         with self._lock:

@@ -108,10 +108,10 @@ class Registry:
         target = self._version_folder(profile, version)
         if target.exists():
             return version
-        target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.parent / f".{version}.{secrets.token_hex(4)}"
         ours = {ROW_LAYOUT: _layout(weights, fold), "code_version": __version__}
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             named = replace(weights, manifest={**weights.manifest, **ours})
             if form is None:
                 named.save(draft)
@@ -179,7 +179,7 @@ class Registry:
         """The version to serve; ``None`` before the first was named."""
         try:
             return (self._folder / profile / "current").read_text().strip() or None
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def serve(self, profile: str, version: str) -> None:
@@ -232,7 +232,7 @@ class Registry:
         """What the settings named when weights were last made sure of."""
         try:
             return (self._folder / profile / "predictor").read_text().strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     # -- decisions -----------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ class Registry:
         """Whether one was asked for; the asking ends with the answer."""
         try:
             (self._folder / profile / "retrain").unlink()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 

@@ -238,7 +238,11 @@ def _places(
     if saved:
         yield from saved
         return
-    topics = [args.topic] if args.topic is not None else list(settings.profile_names())
+    topics = list(settings.profile_names())
+    if args.topic is not None:
+        if args.topic not in topics:
+            raise ConfigurationError(f"--topic {args.topic}: no profile reads it; there are {', '.join(topics)}")
+        topics = [args.topic]
     if len(topics) > 1:
         raise ConfigurationError(
             f"nothing is saved of {stream!r} for group {settings.kafka.group}, so its topic is not known; if the name "

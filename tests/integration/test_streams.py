@@ -204,6 +204,12 @@ def test_a_forgotten_stream_is_gone(plant: Plant, capsys: pytest.CaptureFixture[
     assert {json.loads(line)["stream_id"] for line in capsys.readouterr().out.splitlines()} == {"w0", "w1"}
 
 
+def test_a_topic_that_no_profile_reads_is_refused(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped topic would get a record that nobody asked for and no worker obeys."""
+    assert plant.streams("reset", "w0", "--topic", f"{plant.topic}-scores", "--yes") == 2
+    assert f"no profile reads it; there are {plant.topic}" in capsys.readouterr().err
+
+
 def test_a_stream_never_saved_is_reached_by_its_key(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
     """With one topic there is no doubt where it is; with several, one must say."""
     assert plant.streams("reset", "w0", "--yes") == 0

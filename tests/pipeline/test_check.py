@@ -23,7 +23,7 @@ from pipeline.checks.need import Lack, Need, check_needs, need_of, table_slots
 from pipeline.checks.redis import check_redis
 from pipeline.checks.row import STREAM_ID_BYTES, cost_of, describe_row, layout_of
 from pipeline.checks.versions import check_versions
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, VersionError
 from pipeline.partition import to_offset
 from pipeline.profile import Profile
 from pipeline.records import Committed, Partition
@@ -141,6 +141,18 @@ def test_versions_of_shipped_profiles_fit(tmp_path: Path) -> None:
     findings = list(check_versions(make_settings(tmp_path)))
     assert [finding.level for finding in findings] == [Level.OK, Level.OK]
     assert not (tmp_path / "registry").exists()
+
+
+def test_a_registry_that_cannot_be_written_is_said_before_a_worker_fails(tmp_path: Path) -> None:
+    """A worker publishes first, and would end there; where the version is served already, nothing is written."""
+    settings = make_settings(tmp_path)
+    (tmp_path / "registry").write_text("a file in its place")
+    [*versions, registry] = check_versions(settings)
+    assert {finding.level for finding in versions} == {Level.OK}
+    assert (registry.level, registry.subject) == (Level.PROBLEM, "registry")
+    assert "registry is no folder, and workers publish new versions in" in registry.text
+    with pytest.raises(VersionError, match="cannot publish version"):
+        Registry(settings.registry.folder).ensure("sensor", "gru", settings.profiles["sensor"].fold())
 
 
 def test_a_served_version_with_other_settings_is_a_warning(tmp_path: Path) -> None:

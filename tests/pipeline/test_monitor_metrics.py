@@ -48,6 +48,17 @@ def test_only_the_newest_alerts_are_shown_one_by_one(metrics: MonitorMetrics) ->
     assert [sample.labels["stream"] for sample in scores.samples] == ["s998", "s999"]
 
 
+def test_silence_does_not_hide_what_a_stream_had_open(metrics: MonitorMetrics) -> None:
+    """A sensor that fails alarms first and falls silent then; its critical alert stays the one to look at."""
+    silent = make_alert(alert_id="b", signal="silent", features=(), onset_ms=2)
+    metrics.show_alerts([make_alert(alert_id="a", onset_ms=1), silent], {})
+    (scores,) = [m for m in metrics.registry.collect() if m.name == "anomaly_alert_score"]
+    assert [sample.labels["alert"] for sample in scores.samples] == ["a", "b"]
+    assert metrics.registry.get_sample_value(
+        "anomaly_alert_expected", {"profile": "sensor", "stream": "pump-1", "feature": "value"}
+    )
+
+
 def test_latest_value_is_shown_beside_what_was_expected(metrics: MonitorMetrics) -> None:
     """The drill-down: the curve goes on between the events of an alert; without a newer value the event's is shown."""
     labels = {"profile": "sensor", "stream": "pump-1", "feature": "value"}
