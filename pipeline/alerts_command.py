@@ -241,6 +241,7 @@ def _show(events: list[Alert], args: argparse.Namespace, settings: Settings, clu
         when = iso_time(first.onset_ms).removesuffix("Z")
         console.print(
             f"\nmore: tidewatch explain {escape(first.stream_id)} --at {when} --kafka {first.partition.topic}"
+            + ("" if args.settings is None else f" --settings {escape(str(args.settings))}")
         )
     return EXIT_OK
 

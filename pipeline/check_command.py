@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from models.row import has_season, has_week
 from pipeline.checks.finding import Facts, Finding, Level, ok, problem, verdict, warning
 from pipeline.checks.histories import check_histories
 from pipeline.checks.kafka import check_kafka
@@ -173,8 +174,9 @@ def _print_profiles(settings: Settings) -> dict[str, int]:
             cost = "?"
         predictor = (profile.builtin() or profile.predictor) + (", light" if profile.light else "")
         features = str(len(profile.features))
-        evidence, budget = profile.fold().evidence, profile.alarm_budget
-        rows.append((name, features, predictor, evidence, budget, cost, ", ".join(profile.topics)))
-    head = ("profile", "features", "predictor", "evidence", "alarm budget", "Redis per stream", "topics")
-    print("", *table(head, rows, right=(1, 5)), "", sep="\n")
+        fold, budget = profile.fold(), profile.alarm_budget
+        remembers = "day and week" if has_week(fold) else "day" if has_season(fold) else "no times"
+        rows.append((name, features, predictor, fold.evidence, remembers, budget, cost, ", ".join(profile.topics)))
+    head = ("profile", "features", "predictor", "evidence", "remembers", "alarm budget", "Redis per stream", "topics")
+    print("", *table(head, rows, right=(1, 6)), "", sep="\n")
     return stream_bytes

@@ -51,7 +51,7 @@ class Profile(Section):
         Names of the F columns of a window, in order.
     interval_s
         Expected seconds between observations; absent where there is no fixed interval. A gap is more than 1.5 of them;
-        without one, more than 1.5 times the longest pause of late.
+        without one, more than 1.5 times the longest pause of late, and times of day and week are not remembered.
     clock
         Whether event times are clock times (UTC), so that times of day and week mean something.
     predictor

@@ -223,7 +223,11 @@ def _history(args: argparse.Namespace, settings: Settings, names: set[str] | Non
             continue
         profile = settings.profiles[profile_of_raw(raw, settings, args.profile)]
         found += decode_records(raw.read(), profile, settings.limits, raw.name)
-    return History.of(stream for stream in found if names is None or stream.name in names)
+    history = History.of(stream for stream in found if names is None or stream.name in names)
+    if args.warm_from and not history.streams:
+        there = ", ".join(sorted(stream.name for stream in found)[:5])
+        raise ConfigurationError(f"--warm-from has none of the streams that are replayed; it has {there}")
+    return history
 
 
 def _served_weights(settings: Settings, profiles: dict[str, Profile]) -> dict[str, Weights]:

@@ -279,6 +279,16 @@ def write_records(path: Path, length: int = 160) -> Path:
     return path
 
 
+def test_a_history_of_other_streams_is_refused(
+    settings_file: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would warm up nothing, and the replay would look as though it had."""
+    past = write_csv(tmp_path / "past.csv", {"other": make_series(3, 200)})
+    words = ["replay", str(recording), "--warm-from", str(past), "--settings", str(settings_file)]
+    assert main(words) == EXIT_CONFIGURATION
+    assert "none of the streams that are replayed; it has other" in capsys.readouterr().err
+
+
 def test_records_of_a_topic_are_obeyed_as_a_worker_would(
     settings_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
