@@ -28,6 +28,7 @@ EXIT_ERROR = 1
 EXIT_CONFIGURATION = 2  # argparse's own code for a wrong command line
 EXIT_TRANSIENT = 3
 EXIT_INTERRUPTED = 130
+OF_ONE_SHOT = "warning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Command:
 
     help: str
     example: str
-    log_level: str = "warning"
+    log_level: str = OF_ONE_SHOT
 
     def module_name(self, name: str) -> str:
         """Where the command lives."""
@@ -132,7 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return EXIT_CONFIGURATION
     assert module is not None
-    configure_logging("debug" if args.debug else args.log_level or COMMANDS[args.command].log_level)
+    asked = "debug" if args.debug else args.log_level
+    configure_logging(asked or COMMANDS[args.command].log_level)
+    if asked is None and COMMANDS[args.command].log_level == OF_ONE_SHOT:
+        # Its ten lines a second while a broker is away say no more than the one line that the command ends with.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
     try:
         return cast(CommandModule, module).run(args)
     except TidewatchError as error:

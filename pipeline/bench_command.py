@@ -54,6 +54,7 @@ from pipeline.bench.redis import RedisHiddenStates, forget
 from pipeline.bench.report import LengthFigures, Machine, RowFigures, table, versions
 from pipeline.bench.traffic import FEATURES, INTERVAL_MS, Traffic
 from pipeline.errors import ConfigurationError
+from pipeline.output_files import make_ready
 from pipeline.profile import Profile
 from pipeline.records import StepStats
 from pipeline.registry import Registry
@@ -124,7 +125,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, show, write; returns the exit code."""
+    """Measure, show, write; returns the exit code.
+
+    Raises
+    ------
+    ConfigurationError
+        No streams, or a file that cannot be written.
+    """
+    if args.streams is not None and args.streams < 1:
+        raise ConfigurationError("--streams must be at least 1")
+    if args.json is not None:
+        make_ready(args.json)
     if args.learner:
         logging.getLogger("kafka").setLevel(logging.ERROR)
         apply_threads()
@@ -145,7 +156,6 @@ def run(args: argparse.Namespace) -> int:
         machine = Machine(_processor(), os.cpu_count() or 1, fold_threads(settings), round(load_before, 2), gpu)
         content = {f"t{length}": found.as_json() for length, found in figures.items()}
         content |= {"machine": machine.as_json(), "versions": versions()}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(content, indent=1) + "\n")
         console.print(f"written to {args.json}")
     return 0

@@ -46,7 +46,7 @@ from pipeline.sources.recording import RecordedStream
 from pipeline.topics.base import parse_time
 from pipeline.wire import decode_many, iso_time
 from pipeline.wiring import apply_threads, build_cluster, build_engine, choose_device
-from pipeline.wording import against
+from pipeline.wording import against, printable
 
 BATCH_RECORDS = 5_000
 
@@ -125,7 +125,7 @@ def table_of(shown: Explanation, at: int) -> Table:
     """One row for each observation; the one asked about is marked. Of several features, the one that was strongest."""
     several = len(shown.features) > 1
     is_single = bool(np.isfinite(shown.level).any())
-    title = f"{shown.stream_id}, {utc(int(shown.times_ms[at]))[:4]}, {_version(shown)}"
+    title = f"{escape(printable(shown.stream_id))}, {utc(int(shown.times_ms[at]))[:4]}, {_version(shown)}"
     table = Table(title=title, title_justify="left", header_style="bold", box=None)
     names = ["time (UTC)", "observed", "expected", "band", "score", "thresh.", "verdict", "signal", "side"]
     names += ["gate", "S", "A", "d"] if is_single else ["s", "displ.", "d"]

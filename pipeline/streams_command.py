@@ -32,6 +32,7 @@ from pipeline.state.base import StateKey, StateStore
 from pipeline.stored import Layouts, NamedSlice, StoredStream, current_keys, find_stream, named_slices, scan_streams
 from pipeline.wire import encode_control, iso_time
 from pipeline.wiring import build_cluster, build_store
+from pipeline.wording import table
 
 SHOWN_NUMBERS = 4
 
@@ -118,18 +119,19 @@ def _list(
         for stream in shown:
             print(json.dumps(_summary(stream, layouts.of(stream)), ensure_ascii=False))
         return 0
-    table = Table(box=None)
-    for name in ("stream", "partition", "position", "last event", "observations", "open alert since"):
-        table.add_column(name, justify="right" if name in ("position", "observations") else "left", overflow="fold")
+    rows = []
     for stream in shown:
         count = stream.observations(layouts.of(stream))
-        table.add_row(
-            *(escape(stream.stream_id), str(stream.partition), str(stream.number("position"))),
-            *(_time(stream.number("last_event_ms")), "?" if count is None else str(count)),
-            _time(stream.number("onset_ms")),
+        rows.append(
+            (
+                *(stream.stream_id, str(stream.partition), str(stream.number("position"))),
+                *(_time(stream.number("last_event_ms")), "?" if count is None else str(count)),
+                _time(stream.number("onset_ms")),
+            )
         )
-    if shown:
-        console.print(table)
+    if rows:
+        head = ("stream", "partition", "position", "last event", "observations", "open alert since")
+        print(*table(head, rows, right=(2, 4)), sep="\n")
     more = f", {len(shown):,} of them shown; --limit 0 shows all" if len(shown) < len(streams) else ""
     console.print(f"{len(streams):,} streams saved for group {settings.kafka.group}{more}")
     return 0

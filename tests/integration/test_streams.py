@@ -146,6 +146,7 @@ def test_saved_streams_are_listed_and_shown(plant: Plant, capsys: pytest.Capture
     assert plant.streams("list", "w[01]") == 0
     printed = capsys.readouterr().out
     assert "2 streams saved" in printed
+    assert [line.split()[0] for line in printed.splitlines()[2:4]] == ["w0", "w1"]
     assert "w2" not in printed
     assert plant.streams("show", "w1", "--json") == 0
     row = json.loads(capsys.readouterr().out)["row"]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from models.pretrained import builtin
 from models.step import Scorer
+from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.bench.engine import NaiveNetwork, compute_rates
 from pipeline.bench.naive import NaiveLoop
 from pipeline.bench.path import Reached, latencies_ms
@@ -178,6 +180,15 @@ def test_tiny_run_measures_everything_and_leaves_nothing(servers: Settings) -> N
         for kind in ("jump", "light"):
             assert all(found[kind][name] > 0 for name in ("engine", "model", "path")), kind
         assert found["latency_ms_p50"] <= found["latency_ms_p99"]
+
+
+def test_what_cannot_be_measured_or_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after ten minutes, and not by a traceback."""
+    assert main(["bench", "--streams", "-5"]) == EXIT_CONFIGURATION
+    assert main(["bench", "--json", str(tmp_path)]) == EXIT_CONFIGURATION
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 def test_quick_run_has_the_streams_it_promises() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ import pytest
 import pipeline
 from pipeline.__main__ import COMMANDS, KeyValueFormatter, build_parser, exit_code, main
 from pipeline.errors import BrokerAway, ConfigurationError, StoreAway, TidewatchError, VersionError, WorkerFenced
+from pipeline.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = [name for name, command in COMMANDS.items() if find_spec(command.module_name(name)) is not None]
@@ -122,6 +124,15 @@ def test_a_logged_exception_shows_its_traceback_only_on_request() -> None:
     assert "error=\"ValueError('broken')\"" in KeyValueFormatter(with_traceback=False).format(record)
     assert "Traceback" not in KeyValueFormatter(with_traceback=False).format(record)
     assert "Traceback" in KeyValueFormatter(with_traceback=True).format(record)
+
+
+def test_a_broker_that_is_away_is_one_line() -> None:
+    """The client's own log of each attempt buried it under forty others."""
+    away = {"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}", "TIDEWATCH_KAFKA__CALL_DEADLINE_S": "1"}
+    words = [sys.executable, "-m", "pipeline", "topics"]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | away, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_schema_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
