@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic_core import ErrorDetails
 
 SCHEMA = 1
 
@@ -134,8 +135,13 @@ def json_schema() -> dict[str, Any]:
     return {name: model.model_json_schema(by_alias=True) for name, model in models.items()}
 
 
+def _words(error: ErrorDetails) -> str:
+    hint = ", and null where a value is missing" if error["type"] == "finite_number" else ""
+    return error["msg"] + hint
+
+
 def first_errors(error: ValidationError) -> str:
     """The first three complaints, each with its place."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    texts = [f"{'.'.join(map(str, item['loc'])) or 'message'}: {item['msg']}" for item in found[:3]]
+    texts = [f"{'.'.join(map(str, item['loc'])) or 'message'}: {_words(item)}" for item in found[:3]]
     return "; ".join(texts) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")

@@ -182,9 +182,7 @@ def test_tiny_run_measures_everything_and_leaves_nothing(servers: Settings) -> N
         assert found["latency_ms_p50"] <= found["latency_ms_p99"]
 
 
-def test_what_cannot_be_measured_or_written_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_measured_or_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not after ten minutes, and not by a traceback."""
     assert main(["bench", "--streams", "-5"]) == EXIT_CONFIGURATION
     assert main(["bench", "--json", str(tmp_path)]) == EXIT_CONFIGURATION

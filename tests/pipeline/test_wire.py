@@ -175,6 +175,10 @@ BAD_MESSAGES = {
     "text for bytes": (as_packed(values="12345678"), "values is of type str"),
     "unknown flag": (as_packed(flags=9), "flags"),
     "wrong F": (as_packed(width=3), "3 features, the profile has 2"),
+    "NaN in JSON": (
+        as_json(values=[[1.0, float("nan")]]),
+        "values.0.1: Input should be a finite number, and null where a value is missing",
+    ),
     "wrong F in JSON": (as_json(values=[[1.0, 2.0, 3.0]]), "values.0 has 3 numbers"),
     "ragged": (as_json(values=[[1.0, 2.0], [1.0]], interval_s=1), "values.1 has 1 numbers"),
     "other names": (as_json(features=["pressure", "flow"]), "features are"),
