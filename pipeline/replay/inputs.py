@@ -141,14 +141,18 @@ def doubts_of(streams: Sequence[RecordedStream]) -> list[str]:
     for name, (stream, reason) in reversed(first.items()):
         others = f", and of {times[name] - 1} other streams" if times[name] > 1 else ""
         said.append(f"column {name} of {stream.name} is left out{others}: {reason}")
-    for stream in streams:
-        late = int((stream.times_ms[1:] <= np.maximum.accumulate(stream.times_ms)[:-1]).sum())
-        if late > MANY_LATE * len(stream):
-            said.append(
-                f"{late} of {len(stream)} rows of {stream.name} are not later than the rows before them, and count as "
-                "late; if these are several streams, name the column that tells them apart stream_id"
-            )
+    mixed = [(stream, late) for stream in streams if (late := _late(stream)) > MANY_LATE * len(stream)]
+    if mixed:
+        (stream, late), others = mixed[0], f" (and many of {len(mixed) - 1} other streams)" if len(mixed) > 1 else ""
+        said.append(
+            f"{late} of {len(stream)} rows of {stream.name}{others} are not later than the rows before them, and count "
+            "as late; if these are several streams, name the column that tells them apart stream_id"
+        )
     return said
+
+
+def _late(stream: RecordedStream) -> int:
+    return int((stream.times_ms[1:] <= np.maximum.accumulate(stream.times_ms)[:-1]).sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -497,10 +497,11 @@ def test_columns_left_out_and_streams_in_one_are_said(tmp_path: Path, caplog: py
     ]
 
 
-def test_a_column_left_out_of_many_streams_is_said_once() -> None:
+def test_what_is_doubtful_about_many_streams_is_said_once() -> None:
     """A thousand streams of one file share the column."""
-    streams = [
-        RecordedStream(name, ("flow",), None, np.arange(3), np.zeros((3, 1), np.float32), left_out={"valve": "is open"})
-        for name in ("a", "b", "c")
-    ]
-    assert doubts_of(streams) == ["column valve of a is left out, and of 2 other streams: is open"]
+    values, left_out = np.zeros((4, 1), np.float32), {"valve": "is open"}
+    times = {"a": np.arange(4), "b": np.array([0, 0, 1, 1]), "c": np.array([0, 1, 1, 0])}
+    streams = [RecordedStream(name, ("flow",), None, of, values, left_out=left_out) for name, of in times.items()]
+    column, late = doubts_of(streams)
+    assert column == "column valve of a is left out, and of 2 other streams: is open"
+    assert late.startswith("2 of 4 rows of b (and many of 1 other streams) are not later")
