@@ -78,6 +78,7 @@ from pipeline.worker import Worker
 
 SHOWN_ALERTS = 5
 
+PARTITIONS = 4
 EXAMPLES = """\
 examples:
   tidewatch replay pump.csv --scores scores.csv --alerts alerts.jsonl
@@ -113,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kafka.add_argument(
         "--window", type=int, metavar="T", help="observations in a message (default: 1 at a speed, 16 at max)"
     )
-    kafka.add_argument("--partitions", type=int, default=4, help="of each input topic it makes (default: 4)")
+    kafka.add_argument("--partitions", type=int, help=f"of each input topic it makes (default: {PARTITIONS})")
     kafka.add_argument("--run", metavar="NAME", help="name of the run, letters and digits (default: random)")
     kafka.add_argument("--cleanup", action="store_true", help="delete its topics and group at the end")
     kafka.add_argument("--delete", metavar="RUN", help="delete the topics and group of an earlier run, and do no more")
@@ -167,10 +168,26 @@ class _Plan:
     weights: dict[str, Weights]
 
 
+def _check_ways(args: argparse.Namespace) -> None:
+    """Through the engine there are no topics, and no time to keep to: whoever asks for them means the other way."""
+    asked = {
+        "--speed": args.speed != "max",
+        "--partitions": args.partitions is not None,
+        "--run": args.run is not None,
+        "--cleanup": args.cleanup,
+    }
+    words = [name for name, is_asked in asked.items() if is_asked]
+    if words and args.to == "engine":
+        raise ConfigurationError(f"{', '.join(words)}: through Kafka only; add --to kafka")
+    if args.partitions is not None and args.partitions < 1:
+        raise ConfigurationError("--partitions must be at least 1")
+
+
 def _plan(args: argparse.Namespace, settings: Settings) -> _Plan:
     if not args.recordings:
         raise ConfigurationError("name a recording: a file, a folder, or kafka:TOPIC (see --help)")
     _check_outputs(args)
+    _check_ways(args)
     chosen = Chosen(
         tuple(args.streams),
         None if args.start is None else parse_time(args.start),
@@ -279,7 +296,7 @@ def _through_kafka(
 ) -> None:
     cluster = build_cluster(settings)
     run = Run(_run_name(args.run or secrets.token_hex(4)))
-    partitions = {group.name: args.partitions for group in plan.series}
+    partitions = {group.name: args.partitions or PARTITIONS for group in plan.series}
     for raw, name in plan.raw:
         partitions[name] = max(raw.partitions, partitions.get(name, 1))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, and says what is left, as Ctrl-C does

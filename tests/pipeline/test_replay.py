@@ -259,6 +259,15 @@ def test_history_is_absorbed_silently_up_to_where_the_replay_begins(
     np.testing.assert_allclose([found[place] for place in expected], list(expected.values()), atol=1.5e-3)
 
 
+@pytest.mark.parametrize("words", [["--speed", "60x"], ["--partitions", "8"], ["--run", "a"], ["--cleanup"]])
+def test_options_of_the_way_through_kafka_are_not_ignored(
+    settings_file: Path, recording: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who asks for a speed and is told of a replay in half a second has not replayed what was meant."""
+    assert main(["replay", str(recording), "--settings", str(settings_file), *words]) == EXIT_CONFIGURATION
+    assert f"{words[0]}: through Kafka only; add --to kafka" in capsys.readouterr().err
+
+
 # --- raw records ------------------------------------------------------------------------------------------------------
 
 
