@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.evidence.observed import DISPLACEMENT, MEANS, NONE, STILLNESS, VALUES, one_step_forecast
+from models.evidence.observed import DISPLACEMENT, MEANS, NONE, STILLNESS, VALUES, mixture_below, one_step_forecast
 from models.tail import MISSING
 
 TOLD = (
@@ -209,6 +209,6 @@ def mixture_point(mixture: Tensor, p: float) -> Tensor:
     low, high = mixture.new_full(mixture.shape[1:], -20.0), mixture.new_full(mixture.shape[1:], 20.0)
     for _ in range(20):
         middle = (low + high) * 0.5
-        below = (torch.sigmoid((middle - mixture[3:6]).mul_(mixture[6:9])) * mixture[0:3]).sum(0) < p
+        below = mixture_below(middle, mixture) < p
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return torch.where(mixture[6] > 0, (low + high) * 0.5, 0.0)

@@ -119,6 +119,11 @@ def mixture_tails(u: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor]:
     return (torch.sigmoid(standard) * weights).sum(0), (torch.sigmoid(-standard) * weights).sum(0)
 
 
+def mixture_below(u: Tensor, mixture: Tensor) -> Tensor:
+    """F alone, for searches."""
+    return (torch.sigmoid((u - mixture[3:6]).mul_(mixture[6:9])) * mixture[0:3]).sum(0)
+
+
 def surprise(o: Observed) -> Tensor:
     """-ln(2 min(F, 1 - F)) of x under the one-step mixture, within [1e-3, 15]."""
     lower, upper = mixture_tails(arcsinh((o.sight.x - o.mean) / o.sigma), o.mixture)

@@ -9,10 +9,9 @@ import numpy as np
 from river import anomaly, preprocessing
 
 from models.controls import LastValue, LinearLags, Untrained
-from models.evaluation.budget import alarms_at
 from models.pretrained import Weights
 from pipeline.evaluate.fold import Group, Predictor, Track
-from pipeline.evaluate.judge import ANOMALOUS
+from pipeline.evaluate.judge import ANOMALOUS, DAY_S, replay_budgets
 from pipeline.evaluate.series import LabelledSeries
 from pipeline.profile import alarm_every_s
 from pipeline.records import OPENED, Float32
@@ -70,10 +69,6 @@ def predictor_of(contender: Contender, weights: Weights) -> Predictor:
 
 def random_tracks(group: Group) -> dict[str, Track]:
     """Scores of exactly the distribution they claim, and the alarms they give; a track for each series by its name."""
-    steps, streams = max(len(item.scored_rows) for item in group.series), len(group.series)
-    scores = np.full((steps, streams), np.nan, np.float32)
-    elapsed = np.zeros((steps, streams), np.float32)
-    budget = np.empty(streams)
     tracks = {}
     for number, item in enumerate(group.series):
         rng = np.random.default_rng([number, *item.name.encode()])
@@ -82,15 +77,12 @@ def random_tracks(group: Group) -> dict[str, Track]:
         track.ranked[:] = track.score
         track.threshold[rows] = 0.0
         track.contribution[:] = rng.uniform(size=track.contribution.shape)
-        scores[: len(rows), number] = track.score[rows]
-        elapsed[1 : len(rows), number] = np.diff(item.stream.times_ms[rows]) / 1000.0
-        budget[number] = alarm_every_s(group.profile.alarm_budget) / max(item.row_s, 1e-3)
         tracks[item.name] = track
-    opened, alarmed = alarms_at(scores, elapsed, budget)
-    for number, item in enumerate(group.series):
-        rows = item.scored_rows
-        tracks[item.name].event[rows] = opened[: len(rows), number] * OPENED
-        tracks[item.name].verdict[rows] = alarmed[: len(rows), number] * ANOMALOUS
+    budget = {group.profile.alarm_budget: DAY_S / alarm_every_s(group.profile.alarm_budget)}
+    for name, decided in replay_budgets(group.series, tracks, budget).items():
+        [(opened, alarmed)] = decided.values()
+        tracks[name].event[:] = opened * OPENED
+        tracks[name].verdict[:] = alarmed * ANOMALOUS
     return tracks
 
 
