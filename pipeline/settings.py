@@ -153,7 +153,8 @@ class Redis(Section):
     Attributes
     ----------
     url
-        ``redis://``, ``rediss://`` (TLS) or ``unix://``; it may hold user and password.
+        ``redis://``, ``rediss://`` (TLS) or ``unix://`` of a server, or of any node of a Redis Cluster; it may hold
+        user and password.
     username, password
         In place of those in ``url``.
     ca_file, cert_file, key_file

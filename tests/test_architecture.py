@@ -17,7 +17,7 @@ MODELS = [path for path in FILES if path.parts[0] == "models"]
 MAY_USE_TORCH = {"engine.py", "resident.py", "learning.py", "registry.py", "codec.py", "wiring.py", "torchrun.py"}
 # Files that start or ask a server, besides those named after it.
 MAY_USE_KAFKA = {"kafka.py", "servers.py"}
-MAY_USE_REDIS = {"redis.py"}
+MAY_USE_REDIS = {"redis.py", "redis_nodes.py"}
 # Settings are read in one place; the place of the jar cache belongs to the machine, not to a deployment.
 MAY_READ_ENVIRONMENT = {"settings_given.py", "jars.py"}
 MAY_OPEN_FILES_IN_MODELS = {"training.py", "pretrained.py", "compression.py"}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
+from redis.exceptions import RedisClusterException, RedisError
 
 from pipeline.checks.finding import Facts, Finding, ok, problem, warning
 from pipeline.checks.row import gigabytes
+from pipeline.errors import ConfigurationError
 from pipeline.settings import Settings
+from pipeline.state.redis_nodes import RedisNodes, place_of
 
 SUBJECT = "redis"
 OLDEST = (6, 2)
@@ -29,30 +28,25 @@ def check_redis(settings: Settings, stream_bytes: Mapping[str, int], facts: Fact
     facts
         Redis's memory is filled in.
     """
-    deadline_s = settings.redis.call_deadline_s
     try:
-        client = redis.Redis.from_url(
-            settings.redis.address().get_secret_value(),
-            socket_timeout=deadline_s,
-            socket_connect_timeout=deadline_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
-    except (ValueError, TypeError):
-        yield problem(SUBJECT, "redis.url cannot be read; it looks like redis://[user:password@]host:port/database")
+        nodes = RedisNodes(settings.redis.address().get_secret_value(), settings.redis.call_deadline_s)
+    except ConfigurationError as exc:
+        yield problem(SUBJECT, str(exc))
         return
-    where = client.connection_pool.connection_kwargs
-    place = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
     try:
-        found = client.info()
-    except RedisError as exc:
-        yield problem(SUBJECT, f"no answer from {place}: {exc}")
+        found = {place_of(server): server.info() for server in nodes.primaries()}
+    except (RedisError, RedisClusterException) as exc:
+        yield problem(SUBJECT, f"no answer from {nodes.place}: {exc}")
         return
     finally:
-        client.close()
-    facts.redis_bytes = int(found["maxmemory"]) or int(found.get("total_system_memory", 0)) or None
-    yield from _check_server(place, found)
-    yield from _check_room(found, stream_bytes)
+        nodes.close()
+    rooms = [int(server["maxmemory"]) or int(server.get("total_system_memory", 0)) for server in found.values()]
+    facts.redis_bytes = sum(rooms) or None
+    if any(server.get("cluster_enabled") for server in found.values()):
+        yield ok(SUBJECT, f"a Redis Cluster of {len(found)} primaries, which share the partitions")
+    for place, server in found.items():
+        yield from _check_server(place, server)
+        yield from _check_room(server, stream_bytes)
 
 
 def _check_server(place: str, found: Mapping[str, Any]) -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """The state store on Redis: three scripts, one hash per partition (protocol.md rules 18 to 21). All key names are here.
 
+Each call concerns one key, which lies on one server: a Redis Cluster spreads partitions over its nodes.
+
 The hash of a partition holds the field ``!meta`` and one field per stream. ``!meta`` is the text
 ``generation nonce seq watermark layout``, with ``-`` for no watermark or layout. The field of a stream is its id in
 UTF-8, with one more ``!`` in front where the id begins with one, so that no id can be taken for ``!meta``.
@@ -16,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
-from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     ClusterDownError,
@@ -25,24 +27,26 @@ from redis.exceptions import (
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
     TryAgainError,
 )
-from redis.retry import Retry
 
 from pipeline.errors import ConfigurationError, OwnershipError, StaleToken, StateLost, StoreAway
 from pipeline.records import Partition
 from pipeline.state.base import Load, StateKey, Taken, Token
+from pipeline.state.redis_nodes import RedisNodes, place_of
 
 META = b"!meta"
 EXPIRY_S = 30 * 24 * 3600
 MAX_ROWS = 1000
 MAX_BYTES = 1 << 20
 
-# Answers of a server that is full, busy, starting, or in the middle of a fail-over: the same call may succeed later.
-# Inside a script Redis 6 hands the code on in the text of another error.
-PASSING_ERRORS = (OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError)
+# Answers of a server that is full, busy, starting, in the middle of a fail-over, or that gave the key to another node
+# of its cluster (MOVED, ASK): the same call may succeed later. Inside a script Redis 6 hands the code on in the text
+# of another error.
+PASSING_ERRORS = (OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError, AskError)
 PASSING_CODES = re.compile(r"(^|\W)(OOM|READONLY|BUSY|LOADING|MASTERDOWN|MISCONF|NOREPLICAS)\b")
 
 _READ_META = """
@@ -108,12 +112,12 @@ _TAKE_SCRIPT, _LOAD_SCRIPT, _SAVE_SCRIPT = _Script(_TAKE), _Script(_LOAD), _Scri
 
 
 class RedisStateStore:
-    """:class:`pipeline.state.base.StateStore` on a Redis server, 6.2 or newer. Safe to call from several threads.
+    """:class:`pipeline.state.base.StateStore` on Redis, 6.2 or newer. Safe to call from several threads.
 
     Parameters
     ----------
-    client
-        A client that never repeats a command by itself and answers in bytes; see :meth:`connect`, which makes one.
+    nodes
+        The server, or those of a cluster; see :meth:`connect`, which makes them.
     expected_value_bytes
         First guess of a saved value's size, by which loads are cut into calls of about 1 MiB; sizes seen replace it.
     """
@@ -121,59 +125,32 @@ class RedisStateStore:
     max_save_rows = MAX_ROWS
     max_save_bytes = MAX_BYTES
 
-    def __init__(self, client: redis.Redis, expected_value_bytes: int = 20_000) -> None:
-        self._client = client
+    def __init__(self, nodes: RedisNodes, expected_value_bytes: int = 20_000) -> None:
+        self._nodes = nodes
         self._expected_value_bytes = expected_value_bytes
         self._largest_seen = 0
         self._lock = threading.Lock()
-        settings = client.connection_pool.connection_kwargs
-        self._place = f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
 
     @classmethod
     def connect(cls, url: str, timeout_s: float = 5.0, expected_value_bytes: int = 20_000) -> RedisStateStore:
-        """A store on the server at ``url``; the first connection is made by the first call.
+        """A store on the server or cluster at ``url``; the first connection is made by the first call.
 
-        Parameters
-        ----------
-        url
-            ``redis://``, ``rediss://`` or ``unix://``, with user, password and database where needed.
-        timeout_s
-            Seconds to wait for a connection, and for each answer.
-        expected_value_bytes
-            See the class.
-
-        Raises
-        ------
-        ConfigurationError
-            The URL cannot be read. The message does not repeat it, since it may hold a password.
+        For parameters and errors see :class:`pipeline.state.redis_nodes.RedisNodes` and the class.
         """
-        try:
-            client = redis.Redis.from_url(
-                url,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=timeout_s,
-                # redis-py repeats a command after a lost connection by default. A repeat must be ours, because only
-                # we know which number it carries and for how long it may be repeated (protocol.md rule 20).
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,
-                decode_responses=False,
-            )
-        except (ValueError, TypeError):
-            raise ConfigurationError(
-                "the Redis URL cannot be read; it looks like redis://[user:password@]host:port/database, "
-                "with reserved characters in the password percent-encoded"
-            ) from None
-        return cls(client, expected_value_bytes)
+        return cls(RedisNodes(url, timeout_s), expected_value_bytes)
 
     def check(self) -> None:
         """Refuse a server that may drop keys by itself; see the protocol."""
         with self._mapped_errors("check"):
-            policy = self._client.info("memory")["maxmemory_policy"]
-        if policy != "noeviction":
-            raise ConfigurationError(
-                f"Redis at {self._place} has maxmemory-policy {policy}: it would drop the state of streams at random. "
-                "Set it to noeviction."
-            )
+            policies = {
+                place_of(server): server.info("memory")["maxmemory_policy"] for server in self._nodes.primaries()
+            }
+        for place, policy in policies.items():
+            if policy != "noeviction":
+                raise ConfigurationError(
+                    f"Redis at {place} has maxmemory-policy {policy}: it would drop the state of streams at random. "
+                    "Set it to noeviction."
+                )
 
     def take(self, key: StateKey, token: Token) -> Taken:
         """Become the only writer; see the protocol."""
@@ -228,7 +205,7 @@ class RedisStateStore:
     def scan(self, key: StateKey, cursor: int, count: int) -> tuple[int, dict[str, bytes]]:
         """A slice of all saved streams; see the protocol."""
         with self._mapped_errors("scan"):
-            following, fields = cast("Any", self._client.hscan(str(key), cursor, count=count))
+            following, fields = cast("Any", self._nodes.of(str(key)).hscan(str(key), cursor, count=count))
         return int(following), {_stream_id(field): value for field, value in fields.items() if field != META}
 
     def peek(self, key: StateKey, stream_ids: Sequence[str]) -> dict[str, bytes]:
@@ -237,7 +214,8 @@ class RedisStateStore:
         for start in range(0, len(stream_ids), MAX_ROWS):
             part = stream_ids[start : start + MAX_ROWS]
             with self._mapped_errors("peek"):
-                values = cast("Any", self._client.hmget(str(key), [_field(stream_id) for stream_id in part]))
+                server = self._nodes.of(str(key))
+                values = cast("Any", server.hmget(str(key), [_field(stream_id) for stream_id in part]))
             found.update((name, value) for name, value in zip(part, values, strict=True) if value is not None)
         return found
 
@@ -246,39 +224,41 @@ class RedisStateStore:
         pattern = _literal(f"tw:{{{group}:") + "*"
         with self._mapped_errors("list keys"):
             names = [
-                bytes(name).decode("utf-8", "surrogatepass") for name in self._client.scan_iter(pattern, count=1000)
+                bytes(name).decode("utf-8", "surrogatepass")
+                for server in self._nodes.primaries()
+                for name in server.scan_iter(pattern, count=1000)
             ]
         # A group whose name goes on with ":" shares the prefix.
         return sorted(key for key in map(_parse_key, names) if key.group == group)
 
     def close(self) -> None:
         """Close connections. A second call does nothing."""
-        self._client.close()
+        self._nodes.close()
 
     def _run(self, script: _Script, key: StateKey, *arguments: Any) -> Any:
         with self._mapped_errors("call"):
+            server = self._nodes.of(str(key))
             try:
-                return self._client.evalsha(script.sha, 1, str(key), *arguments)
+                return server.evalsha(script.sha, 1, str(key), *arguments)
             except NoScriptError:  # not run: a restarted server has forgotten the script
-                return self._client.eval(script.text, 1, str(key), *arguments)
+                return server.eval(script.text, 1, str(key), *arguments)
 
     def _load_replies(self, loads: Sequence[Load], calls: Sequence[tuple[int, Sequence[str]]]) -> list[Any]:
-        def replies() -> list[Any]:
-            pipeline = self._client.pipeline(transaction=False)
-            for index, stream_ids in calls:
-                key, (generation, nonce), acknowledged, _ = loads[index]
-                fields = [_field(stream_id) for stream_id in stream_ids]
-                pipeline.evalsha(_LOAD_SCRIPT.sha, 1, str(key), generation, nonce, acknowledged, *fields)
-            return pipeline.execute(raise_on_error=False)
-
-        answers = replies() if calls else []
-        if any(isinstance(answer, NoScriptError) for answer in answers):
-            self._client.script_load(_LOAD_SCRIPT.text)
-            answers = replies()
-        for answer in answers:
-            if isinstance(answer, RedisError):
-                raise answer
-        return answers
+        shares: dict[redis.Redis, list[int]] = {}
+        for number, (index, _) in enumerate(calls):
+            shares.setdefault(self._nodes.of(str(loads[index].key)), []).append(number)
+        replies: list[Any] = [None] * len(calls)
+        for server, numbers in shares.items():
+            share = [calls[number] for number in numbers]
+            answers = _ask(server, loads, share)
+            if any(isinstance(answer, NoScriptError) for answer in answers):
+                server.script_load(_LOAD_SCRIPT.text)
+                answers = _ask(server, loads, share)
+            for number, answer in zip(numbers, answers, strict=True):
+                if isinstance(answer, RedisError):
+                    raise answer
+                replies[number] = answer
+        return replies
 
     def _value_bytes(self) -> int:
         return self._largest_seen if self._largest_seen > 0 else self._expected_value_bytes
@@ -293,14 +273,21 @@ class RedisStateStore:
         try:
             yield
         except (AuthenticationError, AuthorizationError, NoPermissionError) as exc:
-            raise ConfigurationError(f"Redis at {self._place} refuses user or password: {exc}") from exc
-        except RedisError as exc:
+            raise ConfigurationError(f"Redis at {self._nodes.place} refuses user or password: {exc}") from exc
+        except (RedisError, RedisClusterException) as exc:
             kind = ConfigurationError if isinstance(exc, ResponseError) and not _may_pass(exc) else StoreAway
             if kind is StoreAway:
-                # After a fail-over the address leads to another server, but an open connection stays with the old one.
-                # Only idle ones are closed, this call's among them: another thread may be in the midst of a call.
-                self._client.connection_pool.disconnect(inuse_connections=False)
-            raise kind(f"{what} at Redis {self._place}: {type(exc).__name__}: {exc}") from exc
+                self._nodes.doubt()
+            raise kind(f"{what} at Redis {self._nodes.place}: {type(exc).__name__}: {exc}") from exc
+
+
+def _ask(server: redis.Redis, loads: Sequence[Load], calls: Sequence[tuple[int, Sequence[str]]]) -> list[Any]:
+    pipeline = server.pipeline(transaction=False)
+    for index, stream_ids in calls:
+        key, (generation, nonce), acknowledged, _ = loads[index]
+        fields = [_field(stream_id) for stream_id in stream_ids]
+        pipeline.evalsha(_LOAD_SCRIPT.sha, 1, str(key), generation, nonce, acknowledged, *fields)
+    return pipeline.execute(raise_on_error=False)
 
 
 def _may_pass(error: ResponseError) -> bool:

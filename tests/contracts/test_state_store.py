@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import redis
+from redis.cluster import RedisCluster
 
 from pipeline.errors import StaleToken, StateLost
 from pipeline.records import Partition
 from pipeline.state.base import Load, StateKey, StateStore, Taken, Token
 from pipeline.state.memory import MemoryStateStore
 from pipeline.state.redis import RedisStateStore
+from tests.clusters import LocalCluster
 
 FIRST, SECOND = Token(4, "aa"), Token(5, "bb")
 
@@ -34,17 +36,30 @@ class World:
         return self.store.load_many([Load(self.key, token, seq, stream_ids)])[0]
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.integration)])
+@pytest.fixture(scope="module")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis Cluster of three nodes. Tests own their key prefix."""
+    with LocalCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster.address
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("redis_url", marks=pytest.mark.integration),
+        pytest.param("cluster_url", marks=pytest.mark.integration),
+    ]
+)
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """Both implementations, the Redis one against a real server."""
+    """Both implementations, the Redis one against a real server and a real cluster."""
     key = StateKey(f"contract-{uuid.uuid4().hex}", Partition("plant", 3), "0a1b")
     if request.param == "memory":
         memory = MemoryStateStore()
         yield World(memory, key, memory.dump, memory.restore, memory.wipe)
         return
-    url = request.getfixturevalue("redis_url")
+    url = request.getfixturevalue(request.param)
     store = RedisStateStore.connect(url)
-    with redis.Redis.from_url(url) as client:
+    with RedisCluster.from_url(url) if request.param == "cluster_url" else redis.Redis.from_url(url) as client:
         yield World(
             store,
             key,
