@@ -48,8 +48,10 @@ class StartUp:
     ----------
     source, store, engines, target
         As the worker's.
-    group, start
-        The consumer group; where a partition never committed begins (``earliest``, ``latest``).
+    group
+        The consumer group.
+    since_ms
+        A partition never committed begins with its first record of this Kafka timestamp; ``None``: with its oldest.
     new_id
         Fresh random hex, for incarnations and nonces.
     """
@@ -61,11 +63,11 @@ class StartUp:
         engines: Mapping[str, Engine],
         target: Callable[[str], str],
         group: str,
-        start: str,
+        since_ms: int | None,
         new_id: Callable[[], str],
     ) -> None:
         self._source, self._store, self._engines, self._target = source, store, engines, target
-        self._group, self._start, self._new_id = group, start, new_id
+        self._group, self._since_ms, self._new_id = group, since_ms, new_id
 
     def run(
         self, due: Sequence[PartitionState], note: GroupNote, commit: Commit
@@ -132,8 +134,8 @@ class StartUp:
         beginning = self._source.beginning_offsets(only)[state.partition]
         if offset is not None:
             origin = min(beginning, offset.offset)
-        elif self._start == "latest":
-            origin = self._source.end_offsets(only)[state.partition]
+        elif self._since_ms is not None:
+            origin = self._source.offset_at(state.partition, self._since_ms)
         else:
             origin = beginning
         c, inexact = (origin, None) if offset is None else (offset.offset, offset.offset)

@@ -102,7 +102,10 @@ class Worker:
         self._engines, self._profile_of, self._target = engines, profile_of, target
         self._messages, self._batcher, self._pace, self._clock = messages, batcher, pace, clock
         self._listener = listener
-        self._start_up = StartUp(source, store, engines, target, pace.group, pace.start, new_id)
+        # Latest means from now on, not from whenever a partition is first seen: one that is added later is seen after
+        # its first records were written.
+        since_ms = clock.wall_ms() if pace.start == "latest" else None
+        self._start_up = StartUp(source, store, engines, target, pace.group, since_ms, new_id)
         self._keeper = Keeper(store, engines, clock, pace.save_interval_s)
         self._ends = LogEnds(source, clock.monotonic)
         self._note: GroupNote | None = None

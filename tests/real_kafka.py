@@ -49,11 +49,13 @@ def joined(
     return note
 
 
-def produce(bootstrap: str, topic: str, values: Iterable[bytes], partition: int = 0) -> None:
+def produce(
+    bootstrap: str, topic: str, values: Iterable[bytes], partition: int = 0, timestamp_ms: int | None = None
+) -> None:
     """Write records with the key ``k``, outside any transaction."""
     producer = KafkaProducer(bootstrap_servers=bootstrap)
     for value in values:
-        producer.send(topic, value=value, key=b"k", partition=partition)
+        producer.send(topic, value=value, key=b"k", partition=partition, timestamp_ms=timestamp_ms)
     producer.flush()
     producer.close()
 

@@ -72,6 +72,10 @@ class Source(Protocol):
         """Next offsets to be written, as a read-committed reader sees them."""
         ...
 
+    def offset_at(self, partition: Partition, time_ms: int) -> int:
+        """Offset of the first record whose Kafka timestamp is not before ``time_ms``; the end where there is none."""
+        ...
+
     def position(self, partition: Partition) -> int | None:
         """Offset of the next record :meth:`poll` would return, if known without asking a server."""
         ...

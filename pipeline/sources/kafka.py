@@ -155,6 +155,16 @@ class KafkaSource:
         """See :meth:`pipeline.sources.base.Source.end_offsets`: an open transaction ends the log."""
         return self._offsets("end_offsets", partitions)
 
+    def offset_at(self, partition: Partition, time_ms: int) -> int:
+        """See :meth:`pipeline.sources.base.Source.offset_at`."""
+        end = self.end_offsets([partition])[partition]  # first: what comes in between lies behind it
+        timeout_ms = int(self._call_deadline_s * 1000)
+        try:
+            (found,) = self._consumer.offsets_for_times({TopicPartition(*partition): time_ms}, timeout_ms).values()
+        except kafka_errors.KafkaError as exc:
+            raise mapped(exc, f"offset of {partition} at a time") from exc
+        return end if found is None else min(int(found.offset), end)
+
     def position(self, partition: Partition) -> int | None:
         """See :meth:`pipeline.sources.base.Source.position`; ``None`` where the partition is not assigned."""
         try:

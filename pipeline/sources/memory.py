@@ -85,6 +85,13 @@ class MemorySource:
         self._ask("end_offsets")
         return {partition: self._broker.bounds(partition)[1] for partition in partitions}
 
+    def offset_at(self, partition: Partition, time_ms: int) -> int:
+        """See :meth:`pipeline.sources.base.Source.offset_at`."""
+        self._ask("offset_at")
+        start, end = self._broker.bounds(partition)
+        stamped = (record.offset for record in self._broker.read(partition, start) if record.timestamp >= time_ms)
+        return next(stamped, end)
+
     def position(self, partition: Partition) -> int | None:
         """See :meth:`pipeline.sources.base.Source.position`."""
         return self._positions.get(partition)

@@ -22,12 +22,14 @@ from pipeline.sources.memory import MemorySource
 from tests.fakes import END_TXN, LossyProxy
 from tests.real_kafka import joined, produce, unique, until, visible
 
+NOON_MS = 1_772_366_400_000
+
 
 class World(Protocol):
     """A cluster with this test's own topics and groups."""
 
     def topic(self, partitions: int = 1) -> str: ...
-    def produce(self, topic: str, values: Sequence[bytes], partition: int = 0) -> None: ...
+    def produce(self, topic: str, values: Sequence[bytes], partition: int = 0, timestamp_ms: int = NOON_MS) -> None: ...
     def visible(self, topic: str) -> list[bytes]: ...
     def truncate(self, partition: Partition, before: int) -> None: ...
     def source(self, group: str, topic: str, instance_id: str | None = None) -> Source: ...
@@ -46,9 +48,9 @@ class MemoryWorld:
         self.broker.create_topic(name, partitions)
         return name
 
-    def produce(self, topic: str, values: Sequence[bytes], partition: int = 0) -> None:
+    def produce(self, topic: str, values: Sequence[bytes], partition: int = 0, timestamp_ms: int = NOON_MS) -> None:
         for value in values:
-            self.broker.append(topic, b"k", value, partition)
+            self.broker.append(topic, b"k", value, partition, timestamp_ms)
 
     def visible(self, topic: str) -> list[bytes]:
         return [record.value or b"" for record in self.broker.visible(topic)]
@@ -89,8 +91,8 @@ class KafkaWorld:
         create_topics(self.bootstrap, {name: partitions})
         return name
 
-    def produce(self, topic: str, values: Sequence[bytes], partition: int = 0) -> None:
-        produce(self.bootstrap, topic, values, partition)
+    def produce(self, topic: str, values: Sequence[bytes], partition: int = 0, timestamp_ms: int = NOON_MS) -> None:
+        produce(self.bootstrap, topic, values, partition, timestamp_ms)
 
     def visible(self, topic: str) -> list[bytes]:
         return visible(self.bootstrap, topic)
@@ -411,6 +413,19 @@ def test_a_position_below_the_log_is_said_aloud(world: World) -> None:
     until(gone)
     source.seek(place, 3)
     assert [record.offset for record in read(source, place, 1)] == [3]
+
+
+def test_the_first_record_of_a_time_is_found_by_its_timestamp(world: World) -> None:
+    """A group that begins at a time begins there in every partition, also in one that it sees late."""
+    topic = world.topic()
+    place, source = Partition(topic, 0), world.source(unique("g"), topic)
+    joined(source)
+    assert source.offset_at(place, NOON_MS) == 0
+    for seconds in range(3):
+        world.produce(topic, [b"a", b"b"], timestamp_ms=NOON_MS + 1000 * seconds)
+    assert [source.offset_at(place, NOON_MS + after_ms) for after_ms in (-1, 0, 1, 1000, 2000, 2001)] == [
+        0, 0, 2, 2, 4, 6,
+    ]  # fmt: skip
 
 
 def test_an_open_transaction_ends_the_log(world: World) -> None:
