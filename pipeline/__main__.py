@@ -8,6 +8,7 @@ the description in its help, and ``EXAMPLES``, where it has one, the end of it.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ EXIT_CONFIGURATION = 2  # argparse's own code for a wrong command line
 EXIT_TRANSIENT = 3
 EXIT_INTERRUPTED = 130
 OF_ONE_SHOT = "warning"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # which a write says without a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         The command's own code; 1 where it was ended by an error, 2 for wrong settings or a wrong command line, 3 where
-        a server did not answer, 130 for Ctrl-C. Errors of Tidewatch are one line on stderr, and a traceback only with
-        ``--debug``; anything else is a bug and shows its traceback.
+        a server did not answer, 130 for Ctrl-C. Errors of Tidewatch, of files and of full disks are one line on stderr,
+        and a traceback only with ``--debug``; anything else is a bug and shows its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word in COMMANDS), None)
@@ -153,6 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough of it (`| head`); what is left must not be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if args.debug or not (error.filename is not None or error.errno in FULL):
+            raise
+        print(f"tidewatch {args.command}: {_about_files(error)}", file=sys.stderr)
+        return EXIT_ERROR
 
 
 def exit_code(error: TidewatchError) -> int:
@@ -160,6 +167,11 @@ def exit_code(error: TidewatchError) -> int:
     if isinstance(error, ConfigurationError):
         return EXIT_CONFIGURATION
     return EXIT_TRANSIENT if isinstance(error, TransientError) else EXIT_ERROR
+
+
+def _about_files(error: OSError) -> str:
+    what = str(error.strerror or error)
+    return f"{what[:1].lower()}{what[1:]}" if error.filename is None else f"{error.filename}: {what}"
 
 
 def build_parser(chosen: str | None, module: ModuleType | None) -> argparse.ArgumentParser:

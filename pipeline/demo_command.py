@@ -30,6 +30,7 @@ from pipeline.demo.traffic import Outputs, Replay, create_topics
 from pipeline.errors import ConfigurationError
 from pipeline.explanation import collect
 from pipeline.offline import Offline
+from pipeline.output_files import make_writable
 from pipeline.plots import Span, draw_episode, utc
 from pipeline.profile import alarm_every_s
 from pipeline.records import Alert
@@ -76,15 +77,16 @@ def run(args: argparse.Namespace) -> int:
     Raises
     ------
     ConfigurationError
-        A process could not start or ended by itself; the message holds the end of its log.
+        Nothing can be written to ``--out``, or a process could not start or ended by itself; the message holds the end
+        of its log.
     """
+    make_writable(args.out)
     began_s = time.monotonic()
     console = Console(highlight=False)
     torch.set_num_threads(1)  # the picture's part of the work is small, and the worker wants the cores
     try:
         with processes(lambda text: console.print(text, style="dim")) as running:
             found, recorded, replay_s = _replay(running, _size(args), console)
-            args.out.mkdir(parents=True, exist_ok=True)
             if running.worker is not None:
                 shutil.copyfile(running.worker.settings_file, args.out / "worker.toml")
             console.print("worker, Kafka and Redis are stopped", style="dim")

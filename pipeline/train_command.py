@@ -310,9 +310,9 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     if min(recipe.epochs, recipe.patience, recipe.batch, recipe.chunk) < 1:
         raise ConfigurationError("--epochs, --patience, --batch and --chunk must be at least 1")
-    if not 0 <= recipe.dropout < 1 or recipe.rate <= 0 or recipe.gradient_norm <= 0:
+    if not (0 <= recipe.dropout < 1 and 0 < recipe.rate < math.inf and recipe.gradient_norm > 0):
         raise ConfigurationError("--dropout lies in [0, 1), --rate and --gradient-norm above 0")
-    if min(recipe.last_rate, recipe.l2, recipe.seed) < 0:
+    if not (0 <= recipe.last_rate < math.inf and 0 <= recipe.l2 < math.inf and recipe.seed >= 0):
         raise ConfigurationError("--last-rate, --l2 and --seed must not be below 0")
     return recipe
 

@@ -204,7 +204,7 @@ def _labelled(folder: Path, entry: Entry, stream: RecordedStream, is_quick: bool
     labels = stream.labels
     if labels is None:
         return None
-    if entry.plan.columns:
+    if entry.plan.columns and set(entry.plan.columns) <= set(stream.features):
         columns = [stream.features.index(name) for name in entry.plan.columns]
         stream = replace(stream, features=entry.plan.columns, values=np.ascontiguousarray(stream.values[:, columns]))
     if not stream.features:

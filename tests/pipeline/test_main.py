@@ -83,6 +83,25 @@ def test_wrong_settings_are_one_line_and_code_2(tmp_path: Path, capsys: pytest.C
     assert "Traceback" not in error
 
 
+def test_a_full_disk_is_one_line_and_code_1() -> None:
+    """It is the machine's trouble, not a bug of ours, and whoever reads a traceback looks for one."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-u", "-m", "pipeline", "schema", "window"],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "tidewatch schema: no space left on device\n")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo takes most of a minute, and its summary is what it is for."""
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--out", str(tmp_path / "file" / "demo")]) == 2
+    assert "nothing can be written there" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     """With --debug, before or after the command, the error comes with its way."""
     missing = str(tmp_path / "missing.toml")

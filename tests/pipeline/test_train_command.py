@@ -298,6 +298,7 @@ def test_a_search_gives_up_what_falls_behind():
         (["--search", "2", "--resume"], "--search"),
         (["--publish"], "no profile there fits"),
         (["--last-rate", "-0.05"], "--last-rate"),
+        (["--rate", "nan"], "--rate"),
         (["--seed", "-1"], "--seed"),
         (["--validation", "0.001"], "the validation part has no row"),
         (["--rate", "1e38", "--optimiser", "sgd", "--gradient-norm", "1e30"], "diverged"),
