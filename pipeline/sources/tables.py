@@ -3,8 +3,9 @@
 A row is one observation. Columns: ``timestamp`` (or ``time``), optionally ``stream_id`` and ``label``, in any case, and
 features.
 An empty cell, null, NaN and what people write for it (``n/a``, ``-``) is a missing value; true and false are 1 and 0.
-A feature with anything else that is no number is left out, and ``Table.left_out`` says why. Rows are counted from 1,
-without header and empty lines. JSON Lines may also hold windows as producers send them (see :mod:`pipeline.wire`).
+Between semicolons a number may have a decimal comma. A feature with anything else that is no number is left out, and
+``Table.left_out`` says why. Rows are counted from 1, without header and empty lines. JSON Lines may also hold windows
+as producers send them (see :mod:`pipeline.wire`).
 
 Timestamps: ISO 8601 (UTC where no zone is given); numbers since the epoch, in seconds, ms, us or ns, as the size of the
 first one shows; ``seconds`` since the first row; or a plain row number, which is taken as seconds. None is before 1970,
@@ -100,7 +101,9 @@ def read_table(path: Path, kind: TimestampKind | None = None, categorical: froze
 class _Collector:
     """Collects rows, some thousand at a time, into columns."""
 
-    def __init__(self, names: Sequence[str], kind: TimestampKind | None, categorical: frozenset[str]) -> None:
+    def __init__(
+        self, names: Sequence[str], kind: TimestampKind | None, categorical: frozenset[str], has_commas: bool = False
+    ) -> None:
         names = [name.strip() for name in names]
         found = [name for wanted in _TIMESTAMP for name in names if name.lower() == wanted]
         if not found:
@@ -109,6 +112,7 @@ class _Collector:
             raise ValueError(f"a column name stands twice among {list(names)}")
         self._time = found[0]
         self._kind = kind
+        self._has_commas = has_commas
         self._writing: _Writing | None = None
         self._names = tuple(names)
         self._stream = next((name for name in names if name.lower() == _STREAM), None)
@@ -134,6 +138,8 @@ class _Collector:
                 labels = _converted(f"column {name}: ", column, _label, row)
                 self._labels.append(np.fromiter(labels, np.uint8, len(column)))
             elif name in self._numbers:
+                if self._has_commas:
+                    column = [cell.replace(",", ".") if cell.count(",") == 1 else cell for cell in column]
                 try:
                     self._numbers[name].append(_numbers(column, row))
                 except ValueError as exc:
@@ -257,9 +263,11 @@ def open_binary(path: Path) -> BinaryIO:
 def _read_csv(path: Path, kind: TimestampKind | None, categorical: frozenset[str]) -> Table:
     with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as text:
         first = text.readline()
-        reader = csv.reader(chain([first], text), delimiter=max(_SEPARATORS, key=first.count))
+        separator = max(_SEPARATORS, key=first.count)
+        reader = csv.reader(chain([first], text), delimiter=separator)
         header = next(reader, [])
-        collector = _Collector(header, kind, categorical)
+        # Where a comma parts a number from its fraction, it cannot part columns: programs write semicolons there.
+        collector = _Collector(header, kind, categorical, has_commas=separator == ";")
         while rows := list(islice(reader, _ROWS_AT_ONCE)):
             rows = [row for row in rows if row]
             if not set(map(len, rows)) <= {len(header)}:

@@ -301,9 +301,9 @@ def test_column_that_is_left_out_says_which_cell_was_no_number(tmp_path: Path) -
         ConfigurationError, match="has pressure; column flow was left out: 'abc' in row 20012 is no number"
     ):
         group_by_profile(streams, {"pumps": profile}, "pumps")
-    comma = write_csv(tmp_path / "y.csv", "timestamp;flow\n0;1,5\n")
-    with pytest.raises(ConfigurationError, match="columns of numbers; column flow was left out: '1,5' in row 1"):
-        load_streams([comma], Chosen())
+    commas = write_csv(tmp_path / "y.csv", "timestamp;flow\n0;1,500,000\n")
+    with pytest.raises(ConfigurationError, match="columns of numbers; column flow was left out: '1,500,000' in row 1"):
+        load_streams([commas], Chosen())
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -315,6 +315,13 @@ def test_columns_are_found_however_separated(tmp_path: Path, separator: str) -> 
     assert one.features == ("flow", "pressure")
     assert one.times_ms.tolist() == [0, 60_000]
     assert one.values.tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_decimal_comma_is_read_between_semicolons(tmp_path: Path) -> None:
+    """Half of Europe's spreadsheets write so; between commas it would be two columns."""
+    path = write_csv(tmp_path / "x.csv", "timestamp;stream_id;flow\n2026-03-01T00:00:00,5;a,b;1,5\n")
+    [one] = open_recording(path)
+    assert (one.name, one.values.tolist()) == ("a,b", [[1.5]])
 
 
 times_strategy = st.lists(st.integers(0, 30).map(lambda t: t * 1000), max_size=30)
