@@ -140,10 +140,8 @@ class LabelledSeries:
 
     @cached_property
     def scored_rows(self) -> Int64:
-        """The rows the pipeline does not drop as late: those after all earlier ones in time."""
-        times = self.stream.times_ms
-        before = np.maximum.accumulate(np.concatenate(([np.iinfo(np.int64).min], times[:-1])))
-        return np.flatnonzero(times > before)
+        """The rows the pipeline does not drop as late."""
+        return self.stream.rows_in_time
 
     @cached_property
     def row_s(self) -> float:

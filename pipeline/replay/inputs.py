@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigurationError
@@ -152,7 +151,7 @@ def doubts_of(streams: Sequence[RecordedStream]) -> list[str]:
 
 
 def _late(stream: RecordedStream) -> int:
-    return int((stream.times_ms[1:] <= np.maximum.accumulate(stream.times_ms)[:-1]).sum())
+    return len(stream) - len(stream.rows_in_time)
 
 
 @dataclass(frozen=True, slots=True)

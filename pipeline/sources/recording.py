@@ -68,6 +68,13 @@ class RecordedStream:
         """Columns left out because they are codes or no numbers."""
         return tuple(self.left_out)
 
+    @property
+    def rows_in_time(self) -> Int64:
+        """The rows after all earlier ones in event time; the pipeline drops the others as late."""
+        times = self.times_ms
+        before = np.maximum.accumulate(np.concatenate(([np.iinfo(np.int64).min], times[:-1])))
+        return np.flatnonzero(times > before)
+
 
 class Recording:
     """Recorded streams by name, each loaded when it is asked for and kept by nobody.
