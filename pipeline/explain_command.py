@@ -242,6 +242,12 @@ def _explain_raw(
     history = {p: c for p, c in committed.items() if all(engine.has_version(version) for _, version in c.history)}
     if args.kafka is not None and len(history) < len(committed):
         console.print("notice: recorded model versions are gone; scored with those of the settings", style="dim")
+    if any(raw.begins.get(partition, 0) > c.origin for partition, c in committed.items()):
+        console.print(
+            "notice: a worker had read older records than these; what it remembered of them is missing here, and "
+            "scores differ from those it gave",
+            style="dim",
+        )
 
     def batches() -> Iterator[Absorbed]:
         for partition, windows in _windows_of(raw, args.stream, name, settings):

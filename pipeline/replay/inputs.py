@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import count
@@ -292,6 +292,8 @@ class RawInput:
         How many there are (of a range of a topic: at most), for progress.
     read
         Begins to read them.
+    begins
+        First offset of each partition, where a topic is read.
     """
 
     name: str
@@ -299,6 +301,7 @@ class RawInput:
     partitions: int
     total: int
     read: Callable[[], Records] = field(repr=False)
+    begins: Mapping[Partition, int] = field(default_factory=dict)
 
 
 def open_record_file(path: Path) -> RawInput:
@@ -340,7 +343,7 @@ def open_topic(cluster: Cluster, wanted: TopicRange) -> RawInput:
             for records in again.read(begin, end):
                 yield from records
 
-    return RawInput(f"{KAFKA}{wanted.topic}", (wanted.topic,), partitions, total, read)
+    return RawInput(f"{KAFKA}{wanted.topic}", (wanted.topic,), partitions, total, read, begin)
 
 
 def profile_of_raw(raw: RawInput, settings: Settings, wanted: str | None = None) -> str:

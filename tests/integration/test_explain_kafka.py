@@ -18,6 +18,7 @@ from pipeline.topics.kafka import Cluster
 from pipeline.wire import decode_scores, encode_packed
 from pipeline.wiring import build_worker
 from tests.builders import INTERVAL_MS, START_MS, make_series, tiny_weights
+from tests.real_kafka import forget
 
 pytestmark = pytest.mark.integration
 
@@ -116,6 +117,22 @@ def test_explained_scores_are_those_that_were_emitted(
         out = capsys.readouterr().out
         assert f"version {production.version}" in out
         assert re.search(rf"score {production.scores[name, at_ms]:.2f}|score 0,", out), out
+
+
+def test_a_log_that_begins_later_than_the_worker_did_is_noticed(
+    production: Production, kafka_bootstrap: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without what has been deleted the rows are others, and so are the scores."""
+    words = ["--at", str(np.datetime64(START_MS + INTERVAL_MS * 150, "ms")), "--kafka", production.topic]
+    words += ["--settings", str(production.settings)]
+    assert main(["explain", "pump", *words]) == 0
+    assert "older records" not in capsys.readouterr().out
+    with production.cluster.reader(production.topic) as reader:
+        filled = [partition for partition, end in reader.end().items() if end > 10]
+    for partition in filled:
+        forget(kafka_bootstrap, partition, 10)
+    assert main(["explain", "pump", *words]) == 0
+    assert "older records than these" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_range_of_the_topic_is_explained_as_a_range(
