@@ -21,11 +21,10 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from models.config import PredictorConfig
-from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, PooledTail, PooledTails, Weights
+from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, PooledTail, PooledTails, Weights, write_files
 
 Form = Literal["bf16", "int8"]
 PACKED = "tidewatch-packed/1"
@@ -49,18 +48,13 @@ def save_packed(weights: Weights, folder: Path, form: Form) -> None:
     """
     if narrowed(weights, form).fingerprint() != weights.fingerprint():
         raise ValueError(f"these weights have not been narrowed to {form}")
-    weights.save(folder)
-    tensors: dict[str, Tensor] = {"mu0": weights.mu0.contiguous(), "P0": weights.P0.contiguous()}
+    tensors: dict[str, Tensor] = {"mu0": weights.mu0, "P0": weights.P0}
     for name, tensor in weights.network.items():
         stored, scale = _narrow(tensor, form)
-        tensors[NETWORK + name] = stored.contiguous()
+        tensors[NETWORK + name] = stored
         if scale is not None:
             tensors[NETWORK + name + SCALE] = scale
-    content = to_safetensors(tensors)
-    manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    manifest |= {"format": PACKED, "form": form, "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / WEIGHTS_FILE).write_bytes(content)
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    write_files(weights, folder, tensors, format=PACKED, form=form)
 
 
 def load_weights(folder: Path) -> Weights:

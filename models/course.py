@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from models.config import Scope
-from models.features import INPUTS, window_inputs
+from models.features import CLIP_SIGMAS, INPUTS, VALUE_LIMIT, window_inputs
 from models.training import FIRST_TARGET, Lessons
 
 GAP_INTERVALS = 1.5
-LEAST_UNIT = 1e-9
+LEAST_MOVE = 1e-9
+"""What moves by a smaller part of its level stands still: that is how sums of equal numbers err."""
+SIGMAS_OF_99 = 2.576
+"""So far from its mean is one in a hundred values of a normal distribution, in standard deviations."""
 FEWEST = 64
 
 
@@ -68,8 +71,8 @@ class Part:
     lessons
         ``x`` is NaN outside the part, ``sigma`` NaN where nothing can be forecast yet: no targets there.
     unit
-        ``(B,)`` or ``(B, F)``: standard deviation of the segment's stream over its training part; NaN where it stood
-        still there, or had no value.
+        ``(B,)`` or ``(B, F)``: standard deviation of the segment's stream over its training part, wild values clipped;
+        NaN where it stood still there, or had no value.
     stream
         ``(B,)`` int64: which stream (and feature, counted on) a segment is of.
     """
@@ -189,11 +192,19 @@ def _part(
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Standard deviation ``(F,)`` of what is there of ``(T, F)`` values, NaN where nothing moves."""
-    there = torch.isfinite(values)
-    count = there.sum(0).clamp_min(1)
-    filled = torch.where(there, values, 0.0).double()
-    mean = filled.sum(0) / count
-    deviation = torch.where(there, filled - mean, 0.0)
-    sd = (deviation.square().sum(0) / count).sqrt()
-    return torch.where(sd > LEAST_UNIT, sd, torch.nan).float()
+    """Standard deviation ``(F,)`` of what is there of ``(T, F)`` values, NaN where nothing moves.
+
+    Values are clipped about as the normaliser clips them, at 10 sigma: with a wild one among them as unit, all errors
+    would be nothing. Sigma is taken from the distance from the median that one in a hundred exceeds, of those that are
+    not the median itself, for a stream may rest most of the time.
+    """
+    known = torch.where(torch.isfinite(values), values.double().clamp(-VALUE_LIMIT, VALUE_LIMIT), torch.nan)
+    median = known.nanmedian(0).values
+    distance = (known - median).abs()
+    moved = torch.where(distance > 0, distance, torch.nan).sort(0).values  # NaN last
+    place = (0.99 * (moved.isfinite().sum(0, keepdim=True) - 1).clamp_min(0)).long()  # never the largest of several
+    reach = CLIP_SIGMAS * moved.gather(0, place)[0] / SIGMAS_OF_99
+    clipped = torch.minimum(torch.maximum(known, median - reach), median + reach)
+    sd = (clipped - clipped.nanmean(0)).square().nanmean(0).sqrt()
+    level = clipped.abs().nan_to_num(0.0).amax(0)
+    return torch.where(sd > LEAST_MOVE * level, sd, torch.nan).float()

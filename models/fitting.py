@@ -24,7 +24,7 @@ from models.course import Course, Part
 from models.families import build
 from models.peers import ALONE, Peers
 from models.predictor import Network
-from models.training import ODD_INPUTS, Checkpoint, Lessons, Listener, Progress, chunks, loss_of, target_counts
+from models.training import Checkpoint, Lessons, Listener, Progress, chunks, flipped, loss_of, target_counts
 
 Optimiser = Literal["adam", "adamw", "sgd", "rmsprop"]
 RateSchedule = Literal["cosine", "constant", "halving"]
@@ -113,7 +113,8 @@ class Fit:
     peers
         The processes that learn together, all with the same network, course and recipe, and where this one learns.
     base
-        Fingerprint of the weights that the network begins with; None for those of the seed.
+        Fingerprint of the weights that the network begins with; None for those of the seed. A base is validated before
+        the first epoch and kept, as that of epoch 0, unless an epoch is better.
     """
 
     network: Network
@@ -124,6 +125,7 @@ class Fit:
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
+    base_loss: float | None = None
     draws: torch.Generator = field(init=False)
     optimiser: torch.optim.Optimizer = field(init=False)
 
@@ -137,6 +139,11 @@ class Fit:
         """All epochs done, or none better for ``patience`` of them."""
         done = len(self.history)
         return done >= self.recipe.epochs or done - self.best_epoch >= self.recipe.patience
+
+    @property
+    def best_loss(self) -> float | None:
+        """Validation loss of the weights that are kept, nats per target; None before there are any."""
+        return self.history[self.best_epoch - 1].validation_loss if self.best_epoch > 0 else self.base_loss
 
     @property
     def updates_per_epoch(self) -> int:
@@ -154,6 +161,9 @@ class Fit:
         """
         if not self.peers.agree_on(self._about()["data"]):
             raise ValueError("the processes read different data; give all of them the same range, with an end")
+        if self.base is not None and not self.history:
+            self.base_loss = part_loss(self.network, self.course.validation, self.peers)
+            self._keep()
         while not self.is_over:
             self.run_epoch(listener)
             after_epoch(self.checkpoint())
@@ -168,9 +178,12 @@ class Fit:
         train_loss = self._pass(listener)
         validation_loss = part_loss(self.network, self.course.validation, self.peers)
         self.history.append(Epoch(train_loss, validation_loss, rate))
-        if self.best_epoch == 0 or validation_loss < self.history[self.best_epoch - 1].validation_loss:
-            self.best_epoch = len(self.history)
-            self.best = {name: t.detach().clone() for name, t in self.network.state_dict().items()}
+        if self.best_loss is None or validation_loss < self.best_loss:
+            self._keep()
+
+    def _keep(self) -> None:
+        self.best_epoch = len(self.history)
+        self.best = {name: t.detach().clone() for name, t in self.network.state_dict().items()}
 
     def _pass(self, listener: Listener) -> float:
         self.network.train()
@@ -252,6 +265,7 @@ class Fit:
         self.network.load_state_dict(_under(checkpoint.tensors, "network"))
         self.best = _under(checkpoint.tensors, "best")
         self.best_epoch = int(checkpoint.about["best_epoch"])
+        self.base_loss = checkpoint.about.get("base_loss")  # runs begun before it was measured have none
         self.history = [Epoch(**epoch) for epoch in checkpoint.about["history"]]
         self.draws.set_state(checkpoint.tensors["draws"])
         state: dict[int, dict[str, Tensor]] = {}
@@ -272,6 +286,7 @@ class Fit:
             "split": asdict(self.course.plan),
             "data": digest.hexdigest()[:16],
             "best_epoch": self.best_epoch,
+            "base_loss": self.base_loss,
         }
 
 
@@ -299,14 +314,6 @@ def rate_of(recipe: Recipe, epoch: int) -> float:
         return max(recipe.last_rate, recipe.rate * 0.5 ** (epoch // 5))
     share = 0.5 * (1 + math.cos(math.pi * epoch / max(1, recipe.epochs - 1)))
     return recipe.last_rate + (recipe.rate - recipe.last_rate) * share
-
-
-def flipped(lessons: Lessons, draws: torch.Generator) -> Lessons:
-    """Half of the series, drawn anew each time, upside down."""
-    sign = torch.randint(0, 2, lessons.x.shape[1:], generator=draws).to(lessons.x.dtype) * 2 - 1
-    by_feature = lessons.inputs.unflatten(2, (-1, 12)).clone()
-    by_feature[..., ODD_INPUTS] *= sign.view(sign.shape[0], -1, 1)
-    return Lessons(by_feature.flatten(2), lessons.x * sign, lessons.mean * sign, lessons.sigma)
 
 
 # ---------------------------------------------------------------- judging

@@ -1,8 +1,8 @@
 """How well a trained predictor forecasts the test part, beside last value and AR(p); and the weights it becomes.
 
-Errors are x - x̂ in units of the standard deviation that a stream's feature had over its training part, so that streams
-can be averaged; one that stood still there has no such unit and is left out. Skill is 1 - MSE / MSE of a control, in
-percent: 0 is as good as the control, 100 is perfect.
+Errors are x - x̂ in units of the standard deviation that a stream's feature had over its training part, wild values
+clipped, so that streams can be averaged; one that stood still there has no such unit and is left out. Skill is
+1 - MSE / MSE of a control, in percent: 0 is as good as the control, 100 is perfect.
 """
 
 from __future__ import annotations

@@ -120,25 +120,15 @@ class Weights:
 
     def fingerprint(self) -> str:
         """Twelve hex digits of everything that enters the fold."""
-        digest = hashlib.sha256(_canonical(self._description()).encode())
+        digest = hashlib.sha256(_canonical(self.description()).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
 
     def save(self, folder: Path) -> None:
-        """Write both files into ``folder``, creating it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        content = to_safetensors({name: t.contiguous() for name, t in self._tensors().items()})
-        manifest = {
-            "format": FORMAT,
-            **self._description(),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "fingerprint": self.fingerprint(),
-            "about": self.manifest,
-        }
-        (folder / WEIGHTS_FILE).write_bytes(content)
-        (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        """Write both files into ``folder``, creating it; a write that fails leaves what was there."""
+        write_files(self, folder, self._tensors())
 
     @classmethod
     def load(cls, folder: Path) -> Weights:
@@ -172,7 +162,8 @@ class Weights:
         network = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
         return cls(predictor, network, tensors["mu0"], tensors["P0"], pooled, about)
 
-    def _description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
+        """What of the manifest enters the fold."""
         pooled = asdict(self.pooled)
         if self.pooled.means == PooledTails().means:  # came later: weights from before it keep their name
             del pooled["means"]
@@ -180,6 +171,33 @@ class Weights:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"mu0": self.mu0, "P0": self.P0, **{f"network.{name}": t for name, t in self.network.items()}}
+
+
+def write_files(weights: Weights, folder: Path, tensors: dict[str, Tensor], **stored: str) -> None:
+    """Write tensors and the manifest of ``weights`` into ``folder``, creating it; ``stored`` says in which form.
+
+    Both files are whole beside the old ones before they take their places: a full disk costs nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = to_safetensors({name: t.contiguous() for name, t in tensors.items()})
+    manifest = {
+        "format": FORMAT,
+        **weights.description(),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "fingerprint": weights.fingerprint(),
+        "about": weights.manifest,
+        **stored,
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    drafts = {folder / f".{name}.draft": folder / name for name in (WEIGHTS_FILE, MANIFEST_FILE)}
+    try:
+        for draft, written in zip(drafts, (content, text.encode()), strict=True):
+            draft.write_bytes(written)
+        for draft, place in drafts.items():
+            draft.replace(place)
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
 
 
 def builtin(name: str) -> Weights:

@@ -265,7 +265,7 @@ def fit(network: Network, lessons: Lessons, schedule: Schedule, seed: int, liste
         order = torch.randperm(series, generator=draws)
         seen: list[float] = []
         for first in range(0, series - schedule.batch + 1, schedule.batch):
-            batch = _flipped(lessons.of(order[first : first + schedule.batch]), draws)
+            batch = flipped(lessons.of(order[first : first + schedule.batch]), draws)
             state: Tensor | None = None
             for inputs, targets, exists in chunks(batch, schedule.chunk):
                 for group in optimiser.param_groups:
@@ -321,12 +321,12 @@ def target_counts(exists: Tensor) -> Tensor:
     return exists.sum(tuple(range(exists.dim() - 1)))
 
 
-def _flipped(lessons: Lessons, draws: torch.Generator) -> Lessons:
-    """Half of the series, drawn anew each time, upside down."""
-    sign = torch.randint(0, 2, (lessons.x.shape[1],), generator=draws).to(lessons.x.dtype) * 2 - 1
-    inputs = lessons.inputs.clone()
-    inputs[..., ODD_INPUTS] *= sign[:, None]
-    return Lessons(inputs, lessons.x * sign, lessons.mean * sign, lessons.sigma)
+def flipped(lessons: Lessons, draws: torch.Generator) -> Lessons:
+    """Half of the series, drawn anew each time, upside down; each of F features by itself."""
+    sign = torch.randint(0, 2, lessons.x.shape[1:], generator=draws).to(lessons.x.dtype) * 2 - 1
+    by_feature = lessons.inputs.unflatten(2, (-1, INPUTS)).clone()
+    by_feature[..., ODD_INPUTS] *= sign.view(sign.shape[0], -1, 1)
+    return Lessons(by_feature.flatten(2), lessons.x * sign, lessons.mean * sign, lessons.sigma)
 
 
 def _rate(schedule: Schedule, done: int) -> float:

@@ -188,10 +188,7 @@ def run(args: argparse.Namespace) -> int:
             fit.network.load_state_dict(base.network)
         _learn(fit, args, console)
     if peers.is_first:
-        console.print(
-            f"epoch {fit.best_epoch} of {len(fit.history)} kept, validation loss "
-            f"{fit.history[fit.best_epoch - 1].validation_loss:.4f} nats per target"
-        )
+        console.print(f"{_kept(fit)}, validation loss {fit.best_loss:.4f} nats per target")
         _write(args, settings, (name, profile, streams), fit, before, console)
         console.print(f"{time.monotonic() - began_s:.0f} s")
     return 0
@@ -214,7 +211,8 @@ def _write(
         raise ConfigurationError(str(exc)) from exc
     weights.save(args.out)
     made_with = _made_with(args, name, streams, fit, weights)
-    page = TrainingReport(made_with, fit.history, fit.best_epoch, judgement, _names(streams)).write(args.out)
+    report = TrainingReport(made_with, fit.history, fit.best_epoch, judgement, _names(streams), fit.base_loss)
+    page = report.write(args.out)
     _print(console, judgement, _names(streams))
     console.print(f"{args.out}: weights {weights.fingerprint()}; report {page}")
     if args.publish:
@@ -410,11 +408,19 @@ def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]
         "plan": asdict(_plan(args)),
         "start_from": args.start_from,
         "best_epoch": fit.best_epoch,
+        "loss_validation_before": None if fit.base_loss is None else round(fit.base_loss, 4),
         "loss_per_epoch": [round(epoch.train_loss, 4) for epoch in fit.history],
         "loss_validation": [round(epoch.validation_loss, 4) for epoch in fit.history],
         "processes": fit.peers.size,
         "torch": torch.__version__,
     }
+
+
+def _kept(fit: Fit) -> str:
+    """Which weights a run kept."""
+    if fit.best_epoch == 0:
+        return f"none of {len(fit.history)} epochs is better than the weights it began with: these are kept"
+    return f"epoch {fit.best_epoch} of {len(fit.history)} kept"
 
 
 def _names(streams: Sequence[RecordedStream]) -> list[str]:
@@ -432,7 +438,7 @@ def _made_with(
         f"{args.validation:g} / {rest:g} in time order",
         "predictor": ", ".join(f"{key} {value}" for key, value in fit.network.config.to_dict().items()),
         "learning": ", ".join(f"{key} {value}" for key, value in asdict(fit.recipe).items()),
-        "epochs": f"{len(fit.history)}, of which number {fit.best_epoch} was kept",
+        "epochs": _kept(fit),
         "weights": weights.fingerprint(),
     }
 

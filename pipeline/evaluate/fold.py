@@ -189,4 +189,4 @@ class _Collector:
         if kind == "score":
             return scores.score[cells]
         values: Float32 = detail.trace[kind][cells]
-        return values if values.ndim == 1 else np.nanmax(np.nan_to_num(values, nan=-np.inf), axis=1)
+        return values if values.ndim == 1 else np.fmax.reduce(values, axis=1)  # NaN where no feature has a value

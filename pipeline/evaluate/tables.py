@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from statistics import fmean
 
 from models.evaluation.bootstrap import Interval
 from pipeline.evaluate.controls import SERVED, Contender
@@ -29,9 +30,11 @@ from pipeline.evaluate.summary import (
     recorded,
 )
 
-LESS_IS_BETTER = ("false_alarms", "delay", "budget_ratio")
+LESS_IS_BETTER = ("false_alarms", "delay")
+BUDGET_RATIO = "budget_ratio"
 COMPARED = ("vus_pr", "auc_pr")
 MOMENTS = 15
+ROWS_ARE_MINUTES = "Rows of recordings without any time count as minutes."
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ def shown(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+def _mean_count(counts: Iterable[int]) -> str:
+    """A count, or the mean of those that several weights gave."""
+    return f"{round(fmean(counts), 1):g}"
+
+
 def _reach(found: Interval) -> str:
     return "–" if math.isnan(found.low) else f"{shown(found.low)} to {shown(found.high)}"
 
@@ -164,7 +172,9 @@ def headline_table(evaluation: Evaluation) -> Table:
         "Headlines",
         heads,
         tuple(rows),
-        "Intervals are of bootstrap draws over series; those above naive draw the same series for both.",
+        "Intervals are of bootstrap draws over series; those above naive draw the same series for both. event_recall "
+        "is the mean over series, event_f1 is made of precision and the recall of all events together. Controls "
+        f"through the chain begin with the pooled tails of the served weights. {ROWS_ARE_MINUTES}",
     )
 
 
@@ -248,7 +258,8 @@ def alarm_table(evaluation: Evaluation) -> Table:
         "Alarms of production, one false alarm per stream and week allowed",
         heads,
         tuple(rows),
-        "Recall is the mean over series. Controls: recall / false alarms per stream and day.",
+        "Recall is the mean over series; F1 is made of precision and the recall of all events together. Controls: "
+        f"recall / false alarms per stream and day. {ROWS_ARE_MINUTES}",
     )
 
 
@@ -272,17 +283,18 @@ def budget_table(evaluation: Evaluation) -> Table:
         "Alarm budget: realised over allowed false alarms where nothing happens",
         ("", "stream days", "1/day", "1/week", "1/month", *beside),
         tuple(rows),
-        f"Alarms of those allowed in brackets. Controls: at 1/day / 1/week. Data sets within a factor of two at 1/day: "
-        f"{within[0]} of them, of three at 1/week: {within[1]} (of those that are allowed at least one alarm).",
+        f"Alarms of those allowed in brackets, the mean where there are several weights. Controls: at 1/day / 1/week. "
+        f"Data sets within a factor of two at 1/day: {within[0]} of them, of three at 1/week: {within[1]} (of those "
+        f"that are allowed at least one alarm). {ROWS_ARE_MINUTES}",
     )
 
 
 def _of_allowed(runs: Runs, budget: str) -> str:
     """The ratio, and alarms of those allowed; no ratio where not even one is allowed."""
-    clean = clean_at(runs[0], budget)
-    allowed = clean.days * BUDGETS[budget]
+    clean = [clean_at(results, budget) for results in runs]
+    allowed = clean[0].days * BUDGETS[budget]
     ratio = _cell(runs, f"budget_ratio_{budget}") if allowed >= LEAST_EXPECTED else "–"
-    return f"{ratio} ({clean.alarms} of {allowed:.1f})"
+    return f"{ratio} ({_mean_count(found.alarms for found in clean)} of {allowed:.1f})"
 
 
 def rate_table(evaluation: Evaluation) -> Table:
@@ -311,7 +323,7 @@ def rate_table(evaluation: Evaluation) -> Table:
         tuple(rows),
         "Mean over series of the share of their events that was found (false alarms per stream and day that came with "
         "it). First the product with that budget; then the ranked quantity above the threshold that gives that rate on "
-        "the series' own training prefix.",
+        f"the series' own training prefix. {ROWS_ARE_MINUTES}",
     )
 
 
@@ -329,47 +341,65 @@ def attribution_table(evaluation: Evaluation) -> Table:
                 "attribution_share_all_events",
             )  # fmt: skip
             cells = [_cell(runs, key) for key in keys]
-            events = attribution_of(runs[0])
-            if contender.kind != "river" and events.events:
-                rows.append((name, contender.name, f"{events.alerted} of {events.events}", *cells))
+            alerted = _mean_count(attribution_of(results).alerted for results in runs)
+            if contender.kind != "river":
+                rows.append((name, contender.name, f"{alerted} of {found.events}", *cells))
     return Table(
         "Explanations: causes that experts named among the first five features shown",
         ("", "", "events with an alert", "any, alerts", "share, alerts", "any, all events", "share, all events"),
         tuple(rows),
         "At the strongest alarm of an event; for all events at its highest score. Share: of the named ones that five "
-        "places can hold. Random shows what chance gives: experts name many features.",
+        "places can hold. Random shows what chance gives: experts name many features. Of several weights the means.",
     )
 
 
 def lost_table(evaluation: Evaluation) -> Table:
-    """Figures in which a control stands above the served predictor by what is shown of them; the best control each."""
+    """Figures in which a control is better than the served predictor, by what is shown of them; the best one each."""
     found: list[tuple[str, ...]] = []
 
-    def compare(words: str, served: float, others: Mapping[str, float]) -> None:
-        known = {name: value for name, value in others.items() if not math.isnan(value)}
+    def compare(words: str, key: str, values: Mapping[str, float]) -> None:
+        rivals = [contender for contender in evaluation.controls if _is_rival(evaluation, contender, key)]
+        served = values[SERVED.name]
+        known = {rival.name: values[rival.name] for rival in rivals if not math.isnan(values[rival.name])}
         if known and not math.isnan(served):
-            best = max(known, key=lambda name: known[name])
-            if known[best] > served and shown(known[best]) != shown(served):
+            best = min(known, key=lambda name: _badness(key, known[name]))
+            if _badness(key, known[best]) < _badness(key, served) and shown(known[best]) != shown(served):
                 found.append((words, shown(served), best, shown(known[best])))
 
-    for key in HEADLINES:
-        if not key.startswith(LESS_IS_BETTER):
-            heads = {
-                contender.name: evaluation.headlines[contender.name][key]
-                for contender in evaluation.contenders
-                if len(evaluation.runs[contender.name][0])
-                == len(evaluation.served)  # else it is a mean of other series
-            }
-            compare(key, heads.pop(SERVED.name), heads)
-    named = {data_set for data_set, _ in HEADLINES.values()}
+    for headline, (_, key) in HEADLINES.items():
+        compare(headline, key, {c.name: evaluation.headlines[c.name][headline] for c in evaluation.contenders})
+    named = set(HEADLINES.values())
     for name in by_data_set(evaluation.served):
         for key in COMPARED:
-            if name not in named:
+            if (name, key) not in named:
                 values = {
                     c.name: figure(evaluation.group(c.name, by_data_set, name), key) for c in evaluation.contenders
                 }
-                compare(f"{name}, {BY_KEY[key].words}", values.pop(SERVED.name), values)
-    return Table("Where a control is better", ("figure", "served", "control", "its figure"), tuple(found))
+                compare(f"{name}, {BY_KEY[key].words}", key, values)
+    return Table(
+        "Where a control is better",
+        ("figure", "served", "control", "its figure"),
+        tuple(found),
+        "Of false alarms and delays less is better: there only controls through the chain count, for scores that know "
+        "nothing have few of both by finding nothing; a delay is of the events that each finds itself. Of budget "
+        "ratios the better one is nearer to 1, as a factor.",
+    )
+
+
+def _is_rival(evaluation: Evaluation, contender: Contender, key: str) -> bool:
+    """Whether a control can be better in a figure."""
+    if contender.kind != "chain" and key.startswith(LESS_IS_BETTER):
+        return False
+    # Plants, which only chains run over, are in no figure but the budget's, which only chains have.
+    run = evaluation.runs[contender.name][0]
+    return len(recorded(run)) == len(recorded(evaluation.served))  # else it is a mean of other series
+
+
+def _badness(key: str, value: float) -> float:
+    """What is least for the best value of a figure."""
+    if key.startswith(BUDGET_RATIO):
+        return abs(math.log(value)) if value > 0 else math.inf
+    return value if key.startswith(LESS_IS_BETTER) else -value
 
 
 def taken_table(evaluation: Evaluation) -> Table:
@@ -425,7 +455,7 @@ def series_table(results: Results) -> Table:
         "series", "rows", "VUS-PR", "AUC-PR", "VUS-PR by score", "highest at an event", "found", "delay, rows",
         "false alarms", "days",
     )  # fmt: skip
-    return Table("Series", heads, tuple(rows))
+    return Table("Series", heads, tuple(rows), ROWS_ARE_MINUTES)
 
 
 def miss_table(results: Results) -> Table:

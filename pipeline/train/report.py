@@ -23,10 +23,10 @@ SHOWN = 300
 WORDS = {"trained": "trained", "before": "before", "naive": "naive", "ar": "AR(20)"}
 OVER = {"before": "over before", "naive": "over naive", "ar": "over AR"}
 EXPLAINED = (
-    "Forecasts 1, 4 and 8 steps ahead. Errors in units of each stream's standard deviation over its training part. "
-    "Before: the weights that training began with, or those that the profile names now. "
-    "Naive: the last value stays. AR(20): linear in the last 20 values, least squares. Over before, naive, AR: skill, "
-    "the percentage of that predictor's mean square error that is gone."
+    "Forecasts 1, 4 and 8 steps ahead. Errors in units of each stream's standard deviation over its training part, "
+    "wild values clipped. Before: the weights that training began with, or those that the profile names now. Naive: "
+    "the last value stays. AR(20): ridge regression on the last 20 values, normalised as the predictor sees them "
+    "(asinh z). Over before, naive, AR: skill, the percentage of that predictor's mean square error that is gone."
 )
 NAMED = 10
 _CSS = """<style>body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1000px;margin:2em auto;padding:0 1em}
@@ -43,11 +43,13 @@ class TrainingReport:
     made_with
         Words by name: command, predictor, data, version.
     history, best_epoch
-        Losses of every epoch, and which one was kept, counted from 1.
+        Losses of every epoch, and which one was kept, counted from 1; 0 where those that training began with were.
     judgement
         Forecasts of the test part.
     sequences
         Names of the features of each stream, in the order in which samples count them.
+    base_loss
+        Validation loss of the weights that training began with; None for those of a seed.
     """
 
     made_with: Mapping[str, str]
@@ -55,6 +57,7 @@ class TrainingReport:
     best_epoch: int
     judgement: Judgement
     sequences: Sequence[str]
+    base_loss: float | None = None
 
     def write(self, folder: Path) -> Path:
         """Write pictures and page into ``folder``; returns the page's place.
@@ -65,7 +68,7 @@ class TrainingReport:
             matplotlib is missing, or the folder cannot be written.
         """
         with _figure(folder / LOSSES, 1) as (axis,):
-            _draw_losses(axis, self.history, self.best_epoch)
+            _draw_losses(axis, self.history, self.best_epoch, self.base_loss)
         with _figure(folder / FORECASTS, len(self.judgement.samples)) as axes:
             for axis, sample in zip(axes, self.judgement.samples, strict=True):
                 axis.plot(sample.observed[-SHOWN:], color=INK, linewidth=1.0, label="observed")
@@ -161,10 +164,12 @@ def _figure(path: Path, panels: int) -> Iterator[Sequence[Any]]:
             raise ConfigurationError(f"{path}: the picture cannot be written: {exc}") from exc
 
 
-def _draw_losses(axis: Any, history: Sequence[Epoch], best_epoch: int) -> None:
+def _draw_losses(axis: Any, history: Sequence[Epoch], best_epoch: int, base_loss: float | None) -> None:
     epochs = np.arange(1, len(history) + 1)
     axis.plot(epochs, [epoch.train_loss for epoch in history], color=INK, marker=".", label="training part")
-    axis.plot(epochs, [e.validation_loss for e in history], color=EXPECTED, marker=".", label="validation part")
+    first, before = (1, []) if base_loss is None else (0, [base_loss])
+    losses = [*before, *(epoch.validation_loss for epoch in history)]
+    axis.plot(np.arange(first, len(history) + 1), losses, color=EXPECTED, marker=".", label="validation part")
     axis.axvline(best_epoch, color=ALARM, linewidth=0.8, linestyle=(0, (2, 2)), label="kept")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("epoch")

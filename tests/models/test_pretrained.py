@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from models.compression import load_weights, narrowed, save_packed
 from models.config import PredictorConfig
 from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, PooledTail, PooledTails, Weights, builtin, preconditioner
 
@@ -35,6 +38,32 @@ def test_fingerprint_names_what_enters_the_fold():
         weights, pooled=PooledTails(activity=PooledTail(1.5, 0.01, 0.2)))]  # fmt: skip
     assert len({weights.fingerprint(), *(other.fingerprint() for other in others)}) == 4
     assert replace(weights, manifest={"note": "x"}).fingerprint() == weights.fingerprint()
+
+
+def fill_up(monkeypatch, name):
+    """From now on the disk is full when a file of this name, or its draft, is written: half of it is there."""
+    write = Path.write_bytes
+
+    def write_bytes(path, content):
+        if name not in path.name:
+            return write(path, content)
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, MANIFEST_FILE])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_full_disk_leaves_the_weights_that_were_there(name, is_packed, tmp_path, monkeypatch):
+    """A profile may name the folder: the old weights are whole until the new ones are, and no half file stays."""
+    old, new = Weights.random(TINY, 1), narrowed(Weights.random(TINY, 2), "bf16")
+    old.save(tmp_path)
+    fill_up(monkeypatch, name)
+    with pytest.raises(OSError, match="No space"):
+        save_packed(new, tmp_path, "bf16") if is_packed else new.save(tmp_path)
+    assert load_weights(tmp_path).fingerprint() == old.fingerprint()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MANIFEST_FILE, WEIGHTS_FILE]
 
 
 def _truncate(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ import torch
 from models.calibration import Effort
 from models.config import FoldConfig, PredictorConfig
 from models.course import Course, Plan, Series, course_of
-from models.fitting import Fit, Recipe, first_network, flipped, part_loss, rate_of
+from models.fitting import Fit, Recipe, first_network, part_loss, rate_of
 from models.judging import Figures, judge, trained_weights
 from models.pretrained import PooledTails, Weights, builtin
 from models.step import Scorer
-from models.training import Checkpoint, Progress, chunks
+from models.training import Checkpoint, Progress, chunks, flipped
 
 pytestmark = pytest.mark.slow
 
@@ -248,6 +249,52 @@ def test_early_stopping_keeps_the_best_epoch(made):
     assert part_loss(fit.network, made.validation) == pytest.approx(min(losses), rel=1e-5)
 
 
+def tuned(made: Course, rate: float, epochs: int = 3) -> Fit:
+    """A run that begins with what another one learned."""
+    fit = fit_of(made, recipe=replace(RECIPE, rate=rate, schedule="constant", epochs=epochs, dropout=0.0))
+    fit.network.load_state_dict(learned_state(made))
+    return replace(fit, base="learned")
+
+
+@cache
+def learned_state(made: Course) -> dict[str, torch.Tensor]:
+    return run(fit_of(made)).network.state_dict()
+
+
+def test_training_never_ends_worse_than_it_began(made):
+    """Weights to begin with are kept where no epoch is better on the validation part: here each one ruins them."""
+    fit = tuned(made, rate=1.0)
+    before = part_loss(fit.network, made.validation)
+    run(fit)
+    assert min(epoch.validation_loss for epoch in fit.history) > before
+    assert (fit.best_epoch, fit.base_loss, fit.best_loss) == (0, before, before)
+    assert all(torch.equal(weights_of(fit)[name], t) for name, t in learned_state(made).items())
+
+
+def test_an_epoch_better_than_the_base_is_kept(made):
+    """A base is a candidate like any epoch, not a favourite."""
+    fit = run(tuned(made, rate=3e-3))
+    assert fit.best_epoch > 0
+    assert fit.best_loss == min(epoch.validation_loss for epoch in fit.history) < fit.base_loss
+
+
+@pytest.mark.parametrize("rate", [1.0, 3e-3])
+def test_a_resumed_run_remembers_its_base(made, tmp_path, rate):
+    """What the first epochs began with is gone from the network, and must still be what the last ones have to beat."""
+    whole, heard = tuned(made, rate), []
+    whole.run(nobody, heard.append)
+    heard[0].save(tmp_path / "c.safetensors")
+    resumed = tuned(made, rate)
+    resumed.resume(Checkpoint.load(tmp_path / "c.safetensors"))
+    run(resumed)
+    assert (resumed.history, resumed.best_epoch, resumed.base_loss) == (
+        whole.history,
+        whole.best_epoch,
+        whole.base_loss,
+    )
+    assert all(torch.equal(weights_of(whole)[name], t) for name, t in weights_of(resumed).items())
+
+
 def test_gradients_end_where_the_recipe_truncates(made):
     """The same data and weights: how far back a gradient reaches is in the gradient."""
     still = Recipe(epochs=1, rate=0.0, last_rate=0.0, batch=1000, flips=False, gradient_norm=1e9)
@@ -352,6 +399,31 @@ def test_a_stream_that_stood_still_is_left_out(scope):
     judgement = judge(first_network(config, 1), course(scope, [stream(1), replace(stream(2), values=values)]))
     assert judgement.left_out == (3,)
     assert all(figures.mse < 100 for figures in judgement.figures["naive"])
+
+
+@pytest.mark.parametrize("wild", [1e30, -1e6])
+@pytest.mark.parametrize("length", [LENGTH, 64])
+def test_a_wild_value_does_not_make_all_errors_nothing(length, wild):
+    """What a sensor says once, while it starts, is no unit: with it last value's error would read 0.0000."""
+    values = stream(1, length).values.clone()
+    values[30, 0] = wild
+    plain, spiked = (
+        course(streams=[one]).test.unit for one in (stream(1, length), replace(stream(1, length), values=values))
+    )
+    assert float(plain[0]) < float(spiked[0]) < 3.0 * float(plain[0])
+    assert torch.equal(plain[1::2], spiked[1::2])
+
+
+def test_a_unit_follows_the_scale_and_the_states_of_a_stream():
+    """One that moves by a ten-billionth about zero has a unit as any other; one at rest, with pulses, the pulses'."""
+    plain = course(streams=[stream(1)]).test.unit
+    small = course(streams=[replace(stream(1), values=1e-10 * stream(1).values)]).test.unit
+    torch.testing.assert_close(small, 1e-10 * plain, rtol=1e-4, atol=0)
+    states = torch.full((LENGTH, 2), 20.0)
+    states[::30, 0], states[::3, 1] = 70.0, 25.0
+    states[:, 1] += 1e-3 * torch.randn(LENGTH, generator=torch.Generator().manual_seed(1))
+    found = course(streams=[replace(stream(1), values=states)]).test.unit
+    torch.testing.assert_close(found[:2], states[:240].std(0, correction=0), rtol=1e-4, atol=0)
 
 
 def test_a_test_part_without_a_value_judges_nothing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import os
 import select
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from models.evaluation.events import EventCounts
 from models.pretrained import builtin
 from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.errors import ConfigurationError
@@ -21,14 +23,22 @@ from pipeline.evaluate.compare import Raised, differences
 from pipeline.evaluate.controls import CONTROLS, SERVED, gaussian_scores, predictor_of, random_tracks, river_track
 from pipeline.evaluate.fold import fold, groups_of
 from pipeline.evaluate.generated import plant_entries, plant_series
-from pipeline.evaluate.judge import ANOMALOUS, judge, replay_budgets
+from pipeline.evaluate.judge import ANOMALOUS, AtBudget, Attribution, Clean, Ranking, judge, replay_budgets
 from pipeline.evaluate.pictures import thinned
 from pipeline.evaluate.plan import PLANS, plan_of
 from pipeline.evaluate.report import as_json, as_markdown, as_page
 from pipeline.evaluate.run import perform, run_tasks, tasks_of
 from pipeline.evaluate.series import load_series, read_entries
 from pipeline.evaluate.summary import HEADLINES, figure, figures, interval
-from pipeline.evaluate.tables import Evaluation, shown, tables_of, worst_first
+from pipeline.evaluate.tables import (
+    Evaluation,
+    attribution_table,
+    budget_table,
+    lost_table,
+    shown,
+    tables_of,
+    worst_first,
+)
 from pipeline.offline import Offline
 from pipeline.output_files import write_all
 from pipeline.profile import Profile
@@ -154,6 +164,17 @@ def test_late_rows_have_no_score_and_the_others_keep_their_place(tmp_path):
     assert SPIKE <= int(np.nanargmax(track.score)) < SPIKE + 10
 
 
+def test_rows_without_any_value_rank_as_no_evidence(tmp_path):
+    """A row in which every feature is missing has no value of what ranks, and neither heads nor ends the ranking."""
+    values, labels = steady()
+    values[600:610] = np.nan
+    [item] = load_series(folder := write_folder(tmp_path, ucr__gap=(values, labels, None)), read_entries(folder))
+    [group] = groups_of([item], KNOBS)
+    ranked = fold(group, predictor_of(SERVED, builtin("gru")))[item.name].ranked
+    assert np.isnan(ranked[600:610]).all()
+    assert np.isfinite(ranked[300:600]).all()
+
+
 def test_naive_expects_the_last_value(folder):
     """The zero control is what its name says."""
     naive = next(contender for contender in CONTROLS if contender.name == "naive")
@@ -183,6 +204,8 @@ def test_random_scores_of_a_series_do_not_depend_on_its_neighbours(folder):
     np.testing.assert_array_equal(both[long.name].event, one[long.name].event)
     assert (one[long.name].event == OPENED).any()
     assert np.isfinite(both["ucr/short"].score).all()
+    last = random_tracks(replace(alone, series=(short, long)))
+    np.testing.assert_array_equal(last[long.name].score, one[long.name].score)
 
 
 @pytest.mark.parametrize("name", ["half_space_trees", "gaussian"])
@@ -297,6 +320,72 @@ def test_figures_of_several_weights_are_means(evaluation):
     mixed = figure([runs[0], naive], "vus_pr")
     assert mixed == pytest.approx((figure([runs[0]], "vus_pr") + figure([naive], "vus_pr")) / 2)
     assert len(as_json(evaluation)["weights"]) == 2
+
+
+def with_alarms(result, *, found=1, false=0, delay=3, clean=1, vus_pr=0.5):
+    """A result of ten judged days with two events, and of seventy clean ones at every budget."""
+    counts = EventCounts(2, found, found, false, (delay,) * found, 10.0, 10.0)
+    budgets = dict.fromkeys(("production", "1/day", "1/week", "1/month"), AtBudget(counts, Clean(clean, 70.0)))
+    return replace(result, budgets=budgets, delays_s=(60.0 * delay,) * found, ranked=Ranking(vus_pr, vus_pr))
+
+
+def lost(evaluation, served, **controls):
+    """The control that stands for each figure in which one is better; the first series of ucr, one run each."""
+    contenders = (SERVED, *(contender for contender in CONTROLS if contender.name in controls))
+    made = Evaluation({}, contenders, {"served": [served], **{name: [own] for name, own in controls.items()}})
+    return {row[0]: row[2] for row in lost_table(made).rows}
+
+
+def test_controls_with_fewer_false_alarms_or_shorter_delays_are_better(evaluation):
+    """Where less is better a control is not forgotten; but random scores have few false alarms by finding nothing."""
+    one = evaluation.served[0]
+    served, naive = with_alarms(one, false=5, delay=4), with_alarms(one, false=3, delay=2)
+    random = with_alarms(one, found=0, vus_pr=0.1)
+    assert lost(evaluation, [served], naive=[naive], random=[random]) == {
+        "event_precision": "naive", "event_f1": "naive", "delay_observations": "naive", "delay_s": "naive",
+        "false_alarms_per_stream_day": "naive",
+    }  # fmt: skip
+    assert lost(evaluation, [naive], naive=[served], random=[random]) == {}
+
+
+@pytest.mark.parametrize(
+    ("served", "naive", "is_better"), [(5, 15, True), (15, 5, False), (5, 21, False), (0, 40, True)]
+)
+def test_budget_ratios_are_better_nearer_to_one_by_factor(evaluation, served, naive, is_better):
+    """Half of the ten alarms allowed is as far off as twice as many, and none at all is furthest."""
+    one = evaluation.served[0]
+    found = lost(evaluation, [with_alarms(one, clean=served)], naive=[with_alarms(one, clean=naive)])
+    assert ("budget_ratio" in found) == is_better
+
+
+def test_controls_that_skip_plants_are_compared_too(evaluation):
+    """Plants are in a full run; without this no reference would be beside any headline there."""
+    one = evaluation.served[0]
+    plant = replace(with_alarms(one), name="plants/1", data_set="plants", ranked=Ranking(math.nan, math.nan))
+    found = lost(evaluation, [with_alarms(one), plant], random=[with_alarms(one, found=2, vus_pr=0.9)])
+    assert {"event_recall", "event_f1", "ucr, VUS-PR", "ucr, AUC-PR"} == found.keys()
+
+
+def test_counts_beside_means_over_weights_are_means(evaluation):
+    """A ratio of several weights beside the alarms of the first one would not add up."""
+    causes = Attribution(events=4, alerted=2, hits=1, shares=1.0, hits_all=2, shares_all=2.0)
+    first = replace(with_alarms(evaluation.served[0], clean=30), attribution=causes)
+    second = replace(with_alarms(first, clean=45), attribution=replace(causes, alerted=3))
+    made = Evaluation({}, (SERVED,), {"served": [[first], [second]]})
+    assert budget_table(made).rows[-1][2:4] == ("0.536 (37.5 of 70.0)", "3.750 (37.5 of 10.0)")
+    assert attribution_table(made).rows[0][2] == "2.5 of 4"
+    assert budget_table(replace(made, runs={"served": [[first]]})).rows[-1][2] == "0.429 (30 of 70.0)"
+
+
+def test_notes_say_what_figures_are_made_of(evaluation):
+    """Assumed minutes, a pooled recall inside F1, and where controls begin: none of it can be guessed from a table."""
+    notes = {table.title: table.note for table in tables_of(evaluation)}
+    timed = [note for title, note in notes.items() if title.startswith(("Headlines", "Alarm", "Events found"))]
+    assert len(timed) == 4
+    assert all("without any time count as minutes" in note for note in timed)
+    pooled = [note for note in timed if "recall of all events together" in note]
+    assert len(pooled) == 2
+    assert "begin with the pooled tails of the served weights" in notes["Headlines"]
 
 
 def test_difference_to_a_control_draws_the_same_series_for_both(evaluation):

@@ -80,7 +80,7 @@ def test_a_run_leaves_all_that_was_promised(trained):
 def test_the_report_stands_beside_its_controls(trained):
     """A forecast error alone says nothing: last value and AR are in the same table, with skill in percent."""
     page = (trained / "report.html").read_text()
-    for words in ("trained", "naive", "AR(20)", "MAE", "RMSE", "MSE", " %", "losses.png"):
+    for words in ("trained", "naive", "AR(20)", "ridge regression", "MAE", "RMSE", "MSE", " %", "losses.png"):
         assert words in page
     assert Weights.load(trained).fingerprint() in page
 
@@ -148,6 +148,22 @@ def test_a_base_of_another_shape_is_refused(trained, recording, tmp_path, capsys
     command = ["train", str(recording), "--out", str(tmp_path / "out"), *TINY, "--start-from", str(folder), *words]
     assert main(command) == EXIT_CONFIGURATION
     assert text in capsys.readouterr().err
+
+
+def test_weights_that_no_epoch_beats_are_kept_and_named(trained, recording, tmp_path, capsys):
+    """Whoever tunes with too high a rate gets no worse predictor than before, and is told that nothing was won."""
+    ruinous = [*TINY, "--rate", "5", "--last-rate", "5", "--gradient-norm", "1e9"]
+    shape = ruinous.index("--hidden"), ruinous.index("--cell")
+    words = [word for place, word in enumerate(ruinous) if place not in (*shape, *(one + 1 for one in shape))]
+    assert main(["train", str(recording), "--out", str(tmp_path), "--start-from", str(trained), *words]) == 0
+    base, kept = Weights.load(trained), Weights.load(tmp_path)
+    assert all(torch.equal(kept.network[name], tensor) for name, tensor in base.network.items())
+    said = "none of 2 epochs is better than the weights it began with: these are kept"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "report.html").read_text()
+    about = json.loads((tmp_path / MANIFEST_FILE).read_text())["about"]
+    assert about["best_epoch"] == 0
+    assert about["loss_validation_before"] < min(about["loss_validation"])
 
 
 @pytest.mark.parametrize("option", ["--out", "--tensorboard"])
