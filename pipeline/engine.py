@@ -136,7 +136,13 @@ class Engine:
         self._tilers = ThreadPoolExecutor(threads, f"fold-{name}") if threads > 1 and not self._on_gpu else None
 
     def has_version(self, version: str | None) -> bool:
-        """Whether a version can be loaded (a history may name one that is gone)."""
+        """Whether a version can be loaded (a history may name one that is gone).
+
+        Raises
+        ------
+        RegistryAway
+            It cannot be told now.
+        """
         if version is None:
             return False
         try:
@@ -164,19 +170,28 @@ class Engine:
         """The version under which a partition's rows are resident; ``None`` before its first record."""
         return self._version_of.get(partition)
 
-    def bring_to(self, partition: Partition, version: str) -> None:
-        """Carry a partition's resident rows over to ``version``; nothing to do where they are there (rule 12)."""
+    def bring_to(self, partition: Partition, version: str) -> bool:
+        """Carry a partition's resident rows over to ``version``; nothing to do where they are there (rule 12).
+
+        None of them may be in flight: what a save in flight acknowledges is a row of the table it was taken from.
+
+        Returns
+        -------
+        bool
+            False where they lack room there, and have to be saved first.
+        """
         old = self._version_of.get(partition)
         if old == version:
-            return
+            return True
         rows = self.rows(version)
+        if old is not None and not self._tables[old].move_to(rows, partition, self._hidden):
+            return False
         self._version_of[partition] = version
-        if old is not None:
-            self._tables[old].move_to(rows, partition, self._hidden)
         in_use = set(self._version_of.values())
         for known in (self._tables, self._scorers):
             for unused in known.keys() - in_use:
                 del known[unused]
+        return True
 
     def drop(self, partition: Partition) -> None:
         """Forget a partition's rows."""

@@ -3,7 +3,8 @@
 TidewatchError
 ├── TransientError          wait and try again; ``retriable = True``
 │   ├── BrokerAway          Kafka does not answer, or asks to try again
-│   └── StoreAway           Redis does not answer, or its answer was lost
+│   ├── StoreAway           Redis does not answer, or its answer was lost
+│   └── RegistryAway        the folder of model versions cannot be read now
 ├── DecodeError             bad input: costs its own record, which goes to the dead-letter topic
 ├── OwnershipError          this worker's view of a partition is over; start-up decides what it still owns
 │   ├── StaleToken          somebody newer took the partition's state
@@ -40,6 +41,10 @@ class BrokerAway(TransientError):
 
 class StoreAway(TransientError):
     """The state store does not answer; what was asked may or may not have happened."""
+
+
+class RegistryAway(TransientError):
+    """A file of the registry is there and cannot be read: a hiccup of its volume, not a version that is gone."""
 
 
 class DecodeError(TidewatchError):

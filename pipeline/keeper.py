@@ -114,6 +114,11 @@ class Keeper:
         return 0.0 if self._saver.oldest_s is None else self._clock.monotonic() - self._saver.oldest_s
 
     @property
+    def is_saving(self) -> bool:
+        """Whether images are in flight, or ended and not heard of yet."""
+        return self._saver.pending > 0
+
+    @property
     def is_store_away(self) -> bool:
         """Whether the store did not answer last time it was asked to save, or asked at all."""
         return self._saver.is_store_away

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             try:
                 _learn(settings, cluster, courses, metrics, health, stopping)
             except TransientError as error:
-                logger.warning("waiting for kafka: %s", error)
+                logger.warning("waiting: %s", error)
                 health.set_ready(False, f"waiting for kafka: {error}")
                 stopping.wait(RETRY_S)
             except OffsetsGone as error:

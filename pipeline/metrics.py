@@ -17,7 +17,7 @@ from pipeline.records import EVENTS, StepStats, WorkerStatus
 STAGES = ("poll", "decode", "load", "score", "emit", "commit")
 SEVERITIES = ("warning", "critical")
 PARTITION_STATES = ("assigned", "replaying", "live", "gone")
-WAITING_FOR = ("assignment", "kafka", "redis")
+WAITING_FOR = ("assignment", "kafka", "redis", "registry")
 RESTARTS = ("rebalance", "outcome unknown", "commit refused", "state lost", "row ahead", "stale token", "offsets gone")
 
 _SIZES = tuple(float(4**power) for power in range(10))  # 1 to 262,144

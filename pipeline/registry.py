@@ -36,10 +36,11 @@ from models.pretrained import BUILTIN, MANIFEST_FILE, WEIGHTS_FILE, Weights, bui
 from models.row import RowLayout
 from models.step import Scorer
 from pipeline import __version__
-from pipeline.errors import VersionError
+from pipeline.errors import RegistryAway, VersionError
 
 FOLD_FILE = "fold.json"
 ROW_LAYOUT = "row_layout"
+ABSENT = (FileNotFoundError, NotADirectoryError)
 """Where a version's manifest says how its rows are laid out."""
 
 HISTORY_BYTES = 1 << 20
@@ -132,6 +133,8 @@ class Registry:
         ------
         VersionError
             It is not there, damaged, not what its name says, or of a release that laid rows out otherwise.
+        RegistryAway
+            It is there and cannot be read now.
         """
         weights, fold = self.read(profile, version)
         made, ours = weights.manifest.get(ROW_LAYOUT), _layout(weights, fold)
@@ -149,7 +152,13 @@ class Registry:
         return weights, fold
 
     def read(self, profile: str, version: str) -> tuple[Weights, FoldConfig]:
-        """As :meth:`load`, whatever release made it: to look at and to publish anew, not to score with."""
+        """As :meth:`load`, whatever release made it: to look at and to publish anew, not to score with.
+
+        Raises
+        ------
+        RegistryAway
+            Its files are there and cannot be read now.
+        """
         folder = self._version_folder(profile, version)
         if not folder.is_dir():
             raise VersionError(f"profile {profile}: no version {version} in {folder.parent}")
@@ -157,6 +166,9 @@ class Registry:
             weights = _weights_in(folder)
             fold = FoldConfig.from_json((folder / FOLD_FILE).read_text())
         except (OSError, ValueError, TypeError) as exc:
+            cause = exc if isinstance(exc, OSError) else exc.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, ABSENT):
+                raise RegistryAway(f"profile {profile}: version {version} cannot be read: {exc}") from exc
             raise VersionError(f"profile {profile}: version {version} cannot be loaded: {exc}") from exc
         return weights, fold
 
@@ -176,11 +188,13 @@ class Registry:
         return [entry.name for entry in sorted(found, key=lambda entry: (entry.stat().st_mtime_ns, entry.name))]
 
     def current(self, profile: str) -> str | None:
-        """The version to serve; ``None`` before the first was named."""
+        """The version to serve; ``None`` before the first was named. Raises RegistryAway where that cannot be told."""
         try:
             return (self._folder / profile / "current").read_text().strip() or None
-        except (FileNotFoundError, NotADirectoryError):
+        except ABSENT:
             return None
+        except OSError as exc:
+            raise RegistryAway(f"profile {profile}: which version to serve cannot be read: {exc}") from exc
 
     def serve(self, profile: str, version: str) -> None:
         """Name the version to serve; workers follow within seconds, each partition at a quiet commit."""
@@ -232,7 +246,7 @@ class Registry:
         """What the settings named when weights were last made sure of."""
         try:
             return (self._folder / profile / "predictor").read_text().strip()
-        except (FileNotFoundError, NotADirectoryError):
+        except ABSENT:
             return None
 
     # -- decisions -----------------------------------------------------------------------------------------------

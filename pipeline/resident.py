@@ -299,13 +299,25 @@ class ResidentRows:
         if slot is not None:
             self._release(np.array([slot], dtype=np.int64))
 
-    def move_to(self, other: ResidentRows, partition: Partition, hidden: HiddenOnSwap) -> None:
-        """Hand all rows of a partition to another version's table, saved state and all (rule 12)."""
-        slots, there = self.copy_to(other, partition, hidden)
-        other.first_unsaved[there] = self.first_unsaved[slots]
-        other.unsaved_since[there] = self.unsaved_since[slots]
-        if len(slots):
+    def move_to(self, other: ResidentRows, partition: Partition, hidden: HiddenOnSwap) -> bool:
+        """Hand all rows of a partition to another version's table, saved state and all (rule 12).
+
+        Where they lack room there, rows that are saved are given up, to be loaded and carried when they are needed;
+        False, and nothing done, where some are not.
+        """
+        known = self.slots_of.get(partition, {})
+        if not other.make_room(len(known)):
+            slots = np.fromiter(known.values(), dtype=np.int64, count=len(known))
+            if (self.first_unsaved[slots] != NO_OFFSET).any() or self.in_flight[slots].any():
+                return False
+        else:
+            slots, there = self.copy_to(other, partition, hidden)
+            other.first_unsaved[there] = self.first_unsaved[slots]
+            other.unsaved_since[there] = self.unsaved_since[slots]
+            other.forgotten[there] = self.forgotten[slots]
+        if len(known):
             self.drop(partition)
+        return True
 
     def copy_to(self, other: ResidentRows, partition: Partition, hidden: HiddenOnSwap) -> tuple[Int64, Int64]:
         """Give another version's table the rows of a partition, and keep them; the slots here and there."""

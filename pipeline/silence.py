@@ -37,6 +37,7 @@ class _Stream:
     mean_ms: float = 0.0
     pause_ms: float = 0.0
     alert: Alert | None = None
+    ended: str = ""  # id of the last alert that this process ended: its beginning may be read back after its end
 
     def hear(self, partition: Partition, offset: int, record_ms: int, now_s: float) -> None:
         if not self.gaps:  # an adopted stream's last record is known before the lookback brings those that led to it
@@ -127,11 +128,10 @@ class Silence:
     def adopt(self, alert: Alert) -> None:
         """Take over a silence that was said before this process began; the stream's records may be yet to come."""
         at = (alert.profile, alert.stream_id)
-        if at not in self._streams:
-            if len(self._streams) >= self._max_streams:
-                return
+        if at not in self._streams:  # also beyond max_streams: nobody else would ever end it
             self._streams[at] = _Stream(alert.profile, alert.partition, alert.offset, self._start_s, alert.onset_ms)
-        self._streams[at].alert = alert
+        if self._streams[at].ended != alert.alert_id:
+            self._streams[at].alert = alert
 
     def release(self, alert: Alert) -> None:
         """Its end was said too: the next silence of this stream is news again."""
@@ -203,4 +203,5 @@ def _end(stream: _Stream, time_ms: int) -> Alert | None:
     if stream.alert is None:
         return None
     alert, stream.alert = stream.alert, None
+    stream.ended = alert.alert_id
     return replace(alert, event=EVENTS[RESOLVED], time_ms=time_ms, offset=stream.offset)

@@ -32,6 +32,8 @@ from pipeline.state.base import StateKey, StateStore, Token
 
 logger = logging.getLogger(__name__)
 
+RUN_S = 2.0
+
 
 class Commit(Protocol):
     """The worker's commit: everything that is ahead, and these offsets, in one transaction."""
@@ -51,9 +53,13 @@ class StartUp:
     group
         The consumer group.
     since_ms
-        A partition never committed begins with its first record of this Kafka timestamp; ``None``: with its oldest.
+        Where a partition begins that was never committed: ``None``, with its oldest record. Else at its end; but one
+        that the first assignment did not hold with its first record of this Kafka timestamp, because producers find an
+        added partition before the group does.
     new_id
         Fresh random hex, for incarnations and nonces.
+    monotonic
+        Seconds, for the time that one run may take.
     """
 
     def __init__(
@@ -65,14 +71,24 @@ class StartUp:
         group: str,
         since_ms: int | None,
         new_id: Callable[[], str],
+        monotonic: Callable[[], float],
     ) -> None:
         self._source, self._store, self._engines, self._target = source, store, engines, target
-        self._group, self._since_ms, self._new_id = group, since_ms, new_id
+        self._group, self._since_ms, self._new_id, self._monotonic = group, since_ms, new_id, monotonic
+        self._first: frozenset[Partition] | None = None
+
+    def follow(self, partitions: frozenset[Partition]) -> None:
+        """Take note of an assignment; the first one counts."""
+        if self._first is None:
+            self._first = partitions
 
     def run(
         self, due: Sequence[PartitionState], note: GroupNote, commit: Commit
     ) -> list[tuple[PartitionState, TransientError]]:
         """Start these partitions; returns those that must wait for a server, and why.
+
+        What takes longer than :data:`RUN_S` is left to the next run: while a server is away each partition may take a
+        call's whole deadline, and the loop has to poll, to beat and to hear signals in between.
 
         Raises
         ------
@@ -81,10 +97,13 @@ class StartUp:
         """
         away: list[tuple[PartitionState, TransientError]] = []
         found = self._committed(due, away)
-        self._begin_incarnations(found, commit)
+        self._begin_incarnations(found, away, commit)
+        until_s = self._monotonic() + RUN_S
         for state in due:
-            if state.partition not in found:
+            if state.partition not in found or state.committed is None:
                 continue
+            if self._monotonic() > until_s:
+                break
             try:
                 self._take(state, note, commit)
             except StaleToken as error:
@@ -106,12 +125,18 @@ class StartUp:
                 away.append((due[0], error))
                 return {}
         found: dict[Partition, tuple[PartitionState, CommittedOffset | None]] = {}
+        until_s = self._monotonic() + RUN_S
         for state in due:
+            if self._monotonic() > until_s:
+                break
             found |= self._committed([state], away)
         return found
 
     def _begin_incarnations(
-        self, found: Mapping[Partition, tuple[PartitionState, CommittedOffset | None]], commit: Commit
+        self,
+        found: Mapping[Partition, tuple[PartitionState, CommittedOffset | None]],
+        away: list[tuple[PartitionState, TransientError]],
+        commit: Commit,
     ) -> None:
         """Rule 9: a partition never committed gets an origin, committed before its first record is read.
 
@@ -125,7 +150,10 @@ class StartUp:
             except DecodeError as error:
                 logger.warning("partition %s: %s; rebuilding from the start of the log", partition, error)
             if state.committed is None:
-                begun[partition] = self._new_incarnation(state, offset)
+                try:
+                    begun[partition] = self._new_incarnation(state, offset)
+                except TransientError as error:
+                    away.append((state, error))
         if begun:
             commit(extra=begun)
 
@@ -134,10 +162,12 @@ class StartUp:
         beginning = self._source.beginning_offsets(only)[state.partition]
         if offset is not None:
             origin = min(beginning, offset.offset)
-        elif self._since_ms is not None:
-            origin = self._source.offset_at(state.partition, self._since_ms)
-        else:
+        elif self._since_ms is None:
             origin = beginning
+        elif self._first is None or state.partition in self._first:
+            origin = self._source.end_offsets(only)[state.partition]
+        else:
+            origin = self._source.offset_at(state.partition, self._since_ms)
         c, inexact = (origin, None) if offset is None else (offset.offset, offset.offset)
         return Committed(c, self._new_id(), origin, ((origin, self._target(state.profile)),), inexact)
 

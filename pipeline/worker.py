@@ -24,10 +24,12 @@ from pipeline.errors import (
     OffsetsGone,
     OutcomeUnknown,
     OwnershipError,
+    RegistryAway,
     RowAhead,
     StaleToken,
     StateLost,
     StoreAway,
+    TransientError,
     VersionError,
 )
 from pipeline.keeper import Keeper
@@ -102,10 +104,8 @@ class Worker:
         self._engines, self._profile_of, self._target = engines, profile_of, target
         self._messages, self._batcher, self._pace, self._clock = messages, batcher, pace, clock
         self._listener = listener
-        # Latest means from now on, not from whenever a partition is first seen: one that is added later is seen after
-        # its first records were written.
         since_ms = clock.wall_ms() if pace.start == "latest" else None
-        self._start_up = StartUp(source, store, engines, target, pace.group, since_ms, new_id)
+        self._start_up = StartUp(source, store, engines, target, pace.group, since_ms, new_id, clock.monotonic)
         self._keeper = Keeper(store, engines, clock, pace.save_interval_s)
         self._ends = LogEnds(source, clock.monotonic)
         self._note: GroupNote | None = None
@@ -141,11 +141,11 @@ class Worker:
             self._follow_group()
             try:
                 self._work()
-            except (BrokerAway, StoreAway) as error:
+            except TransientError as error:
                 self._wait(error)  # what is done already may still be committed
             if self._commit_is_due():
                 self._commit()
-        except BrokerAway as error:
+        except TransientError as error:
             self._wait(error)
         except OutcomeUnknown as error:
             self._must_rebuild = True
@@ -171,6 +171,8 @@ class Worker:
         if self._awaits_saves():
             return
         self._swap_versions()
+        if self._saves_awaited_for is not None:
+            return
         self._read()
         self._fold()
         self._keeper.sweep(self.partitions)
@@ -194,8 +196,8 @@ class Worker:
         self._source.close()
         self._store.close()
 
-    def _wait(self, error: BrokerAway | StoreAway) -> None:
-        """A server is away: say so, keep membership, try again at the next step."""
+    def _wait(self, error: TransientError) -> None:
+        """A server or the registry is away: say so, keep membership, try again at the next step."""
         self.waiting_for = _server(error)
         logger.warning("waiting for %s: %s", self.waiting_for, error)
         self._source.pause(self.partitions)
@@ -212,6 +214,8 @@ class Worker:
             return
         self._start_over("rebalance", None)
         self._note = note
+        if note is not None:
+            self._start_up.follow(note.partitions)
         assigned = sorted(note.partitions) if note is not None else []
         self.partitions = {p: PartitionState(p, self._profile_of[p.topic]) for p in assigned}
         logger.info("assigned partitions=%s generation=%s", len(assigned), note.generation if note else None)
@@ -286,6 +290,7 @@ class Worker:
         """Start-up of every assigned partition that is due; one that must wait does not hold up its neighbours."""
         now = self._clock.monotonic()
         due = [s for s in self.partitions.values() if s.state is State.ASSIGNED and now >= s.retry_at_s]
+        due.sort(key=lambda state: state.retry_at_s)  # those that a step had no time for before those that failed in it
         if due and self._note is not None:
             away = self._start_up.run(due, self._note, self._commit)
             self._target_due_s = now
@@ -364,10 +369,10 @@ class Worker:
             self._fold_group(self._engines[profile], version, pieces)
 
     def _fold_group(self, engine: Engine, version: str, pieces: list[Piece]) -> None:
-        for piece in pieces:
-            engine.bring_to(piece.partition, version)
         rows = engine.rows(version)
         rows.begin_batch()
+        if not self._carry_over(engine, version, pieces):
+            return
         pieces = _fitting(pieces, rows)
         with self._timed("load"):
             if not self._load(engine, rows, pieces):
@@ -396,6 +401,14 @@ class Worker:
         self._stats.scores[engine.name] = sum(len(scores.score) for scores in absorbed.scores)
         self._stats.alerts.extend(absorbed.alerts)
         self._stats.dead_letters.extend(letters)
+
+    def _carry_over(self, engine: Engine, version: str, pieces: Sequence[Piece]) -> bool:
+        """Bring rows to the version that is next in a replay; False where some must be saved first (rules 12, 14)."""
+        if self._keeper.is_saving and any(engine.version_of(p.partition) not in (None, version) for p in pieces):
+            self._saves_awaited_for = "room"
+            return False
+        self._room_wanted = not all(engine.bring_to(piece.partition, version) for piece in pieces)
+        return not self._room_wanted
 
     def _load(self, engine: Engine, rows: ResidentRows, pieces: Sequence[Piece]) -> bool:
         """Bring what is not resident with one round trip; False where rows must be saved first to make room."""
@@ -492,9 +505,9 @@ class Worker:
         if self._saves_awaited_for is None:
             return False
         if self._keeper.drain(self.partitions, SAVES_WAIT_S):
-            if self._saves_awaited_for == "swap":
-                self._target_due_s = 0.0
-            self._saves_awaited_for = None
+            is_for_swap, self._saves_awaited_for = self._saves_awaited_for == "swap", None
+            if is_for_swap:
+                self._swap_versions(is_saved=True)
             return False
         if self._keeper.is_store_away:
             if self._saves_awaited_for == "swap":
@@ -513,24 +526,31 @@ class Worker:
 
     # -- versions ------------------------------------------------------------------------------------------------
 
-    def _swap_versions(self) -> None:
-        """Rule 12: at a quiet commit, a partition goes over to the version its profile should serve."""
+    def _swap_versions(self, is_saved: bool = False) -> None:
+        """Rule 12: at a quiet commit, a partition goes over to the version its profile should serve.
+
+        Parameters
+        ----------
+        is_saved
+            The commit has been: all was saved since, and nothing folded.
+        """
         now = self._clock.monotonic()
-        if now < self._target_due_s:
+        if now < self._target_due_s and not is_saved:
             return
         self._target_due_s = now + TARGET_POLL_S
         try:
             targets = {profile: self._target(profile) for profile in self._engines}
-        except (OSError, ConfigurationError) as error:
+        except (TransientError, OSError, ConfigurationError) as error:
             logger.warning("which versions to serve cannot be read, those that are served stay: %s", error)
             return
         due = [s for s in self.partitions.values() if s.state is State.LIVE and _serving(s) != targets[s.profile]]
         if not due or self._keeper.is_store_away:
             return
-        self._commit(everything=True)
-        if not self._keeper.drain(self.partitions, SAVES_WAIT_S):
-            self._saves_awaited_for = "swap"
-            return
+        if not is_saved:
+            self._commit(everything=True)
+            if not self._keeper.drain(self.partitions, SAVES_WAIT_S):
+                self._saves_awaited_for = "swap"
+                return
         for state in due:
             engine, target = self._engines[state.profile], targets[state.profile]
             if not engine.has_version(target):
@@ -558,8 +578,8 @@ def _partition(pair: tuple[str, int]) -> Partition:
     return Partition(*pair)
 
 
-def _server(error: Exception) -> str:
-    return "redis" if isinstance(error, StoreAway) else "kafka"
+def _server(error: TransientError) -> str:
+    return {StoreAway: "redis", RegistryAway: "registry"}.get(type(error), "kafka")
 
 
 def _ahead(state: PartitionState) -> bool:

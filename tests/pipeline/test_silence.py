@@ -235,6 +235,35 @@ def test_streams_beyond_the_limit_are_counted_not_kept() -> None:
     assert story.silence.unwatched == 2
 
 
+def test_a_silence_that_is_over_is_not_taken_up_again_when_its_beginning_is_read_back() -> None:
+    """The monitor reads what it said itself, maybe after the stream has spoken; its end would be told twice."""
+    story = Story()
+    story.regular(30)
+    story.now += 60 * MINUTE
+    [begun] = story.check()
+    story.now += MINUTE
+    ended = story.hear()
+    assert ended is not None
+    story.silence.adopt(begun)
+    story.now += MINUTE
+    assert story.hear() is None
+
+
+def test_a_silence_said_before_is_ended_also_beyond_the_limit_of_streams() -> None:
+    """Nobody else would ever end it."""
+    before = Story()
+    before.regular(30)
+    before.now += 60 * MINUTE
+    [begun] = before.check()
+    story = Story(max_streams=0)
+    story.silence.adopt(begun)
+    story.now = before.now + MINUTE
+    story._offset = 100
+    ended = story.hear()
+    assert ended is not None
+    assert ended.alert_id == begun.alert_id
+
+
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_open_alerts_are_those_not_resolved_however_often_they_are_told(repeats: int) -> None:
     """The alerts topic is read again at every start."""

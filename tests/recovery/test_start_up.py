@@ -1,0 +1,151 @@
+"""Start-up of partitions while a server, or the registry, cannot say what is needed (protocol.md, "Start-up")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.step import Scorer
+from pipeline.errors import BrokerAway, RegistryAway
+from pipeline.partition import State, from_offset
+from pipeline.records import Partition
+from pipeline.wire import encode_packed
+from pipeline.worker import Pace, Worker
+from tests.builders import GROUP, INTERVAL_MS, START_MS, World, assert_same_output, make_series
+
+pytestmark = pytest.mark.slow
+
+ONE, TWO = Partition("input", 0), Partition("input", 1)
+QUIET = Pace(group=GROUP, max_poll_records=16, save_interval_s=1e6)
+
+
+def send(world: World, partition: Partition, windows: int, first: int = 0) -> None:
+    """Windows of four observations of a stream of that partition."""
+    for window in range(first, first + windows):
+        times = START_MS + INTERVAL_MS * np.arange(4 * window, 4 * window + 4)
+        name, values = f"s{partition.partition}", make_series(window, 4)
+        value = encode_packed(name, times, values)
+        world.broker.append("input", name.encode(), value, partition.partition, int(times[-1]))
+
+
+def failing_for(partition: Partition, asked: Callable[..., Any]) -> Callable[..., Any]:
+    """The same question, which finds no server for one partition."""
+
+    def ask(partitions: Iterable[Partition]) -> Any:
+        if partition in set(partitions):
+            raise BrokerAway(f"no leader of {partition}")
+        return asked(partitions)
+
+    return ask
+
+
+def test_a_partition_whose_offsets_cannot_be_told_holds_up_no_neighbour() -> None:
+    """A new partition may lack its leader for minutes."""
+    world = World(partitions=2)
+    send(world, ONE, 50)
+    worker = world.worker()
+    worker._source.beginning_offsets = failing_for(TWO, worker._source.beginning_offsets)  # type: ignore[method-assign]
+    for _ in range(100):
+        worker.step()
+    assert len(world.output().scores) == 200
+    assert worker.partitions[TWO].state is State.ASSIGNED
+
+
+def test_a_step_ends_while_servers_take_their_whole_deadline_for_each_partition() -> None:
+    """The loop has to poll, or the group takes the worker for dead, and everyone has a turn although one waits."""
+    world = World(partitions=20)
+    worker = world.worker()
+    asked: set[Partition] = set()
+    answer = worker._source.committed
+
+    def slow(partitions: Iterable[Partition]) -> Any:
+        asked.update(partitions)
+        world.clock.advance(8)
+        if TWO in set(partitions):
+            raise BrokerAway("no coordinator")
+        return answer(partitions)
+
+    worker._source.committed = slow  # type: ignore[method-assign]
+    for _ in range(60):
+        began_s = world.clock.now_s
+        worker.step()
+        assert world.clock.now_s - began_s < 30
+    waiting = [partition for partition, state in worker.partitions.items() if not state.is_folding]
+    assert waiting == [TWO]
+
+
+def crashed_world() -> World:
+    """A stream of which nothing is saved, so that all is to be replayed."""
+    world = World(partitions=1, pace=QUIET)
+    send(world, ONE, 40)
+    worker = world.worker()
+    world.run(worker)
+    worker._source.expel()  # type: ignore[attr-defined]
+    worker.abandon()
+    send(world, ONE, 10, first=40)
+    return world
+
+
+def test_a_version_that_cannot_be_read_for_a_moment_is_not_gone() -> None:
+    """Records of a version that is gone are passed over for good; a hiccup of a volume must not cost them."""
+    expected, world = crashed_world(), crashed_world()
+    expected.run(expected.worker())
+    loaded, hiccups = world.load, iter([True])
+
+    def load(version: str) -> Scorer:
+        if next(hiccups, False):
+            raise RegistryAway("Stale file handle")
+        return loaded(version)
+
+    world.load = load  # type: ignore[method-assign]
+    world.run(world.worker())
+    assert_same_output(world.output(), expected.output())
+    assert not any(world.output().partial.values())
+
+
+def test_a_registry_that_is_away_delays_a_new_partition_and_nothing_else() -> None:
+    """Which version it begins with has to be known; the others have theirs."""
+    world = World(partitions=1)
+    send(world, ONE, 10)
+    worker = world.worker()
+    world.run(worker)
+
+    def away(profile: str) -> str:
+        raise RegistryAway("Stale file handle")
+
+    targets = worker._target, worker._start_up._target
+    worker._target = worker._start_up._target = away
+    world.broker.create_topic("input", 2)
+    world.broker.rebalance(GROUP)
+    send(world, ONE, 10, first=10)
+    for _ in range(60):
+        worker.step()
+    assert len(world.output().scores) == 80
+    assert worker.waiting_for == "registry"
+    worker._target, worker._start_up._target = targets
+    world.clock.advance(5)
+    send(world, TWO, 10)
+    world.run(worker)
+    assert len(world.output().scores) == 120
+
+
+def test_a_record_of_the_future_does_not_bring_the_past_into_a_latest_start() -> None:
+    """One device with a wrong clock must not have a week of old records scored, and their alerts told."""
+    world = World(partitions=1, pace=Pace(group=GROUP, start="latest", max_poll_records=16))
+    send(world, ONE, 10)
+    world.send("s0", encode_packed("s0", START_MS + INTERVAL_MS * np.arange(40, 44), make_series(10, 4)), 4 * 10**12)
+    send(world, ONE, 10, first=11)
+    worker = started(world)
+    assert from_offset(world.broker.committed(GROUP, ONE)).origin == world.last(ONE)  # type: ignore[arg-type]
+    worker.stop()
+
+
+def started(world: World) -> Worker:
+    """A worker that has committed its first offsets."""
+    worker = world.worker()
+    while world.broker.committed(GROUP, ONE) is None:
+        worker.step()
+    return worker
