@@ -209,7 +209,8 @@ class Engine:
     ) -> None:
         """Give slots to streams: their saved rows, carried to this version where an older one made them, or fresh ones.
 
-        A row that is damaged is given up: its stream starts afresh, flagged until it has warmed up.
+        A row that is damaged, or whose version is gone, is given up: its stream starts afresh, flagged until it has
+        warmed up.
 
         Raises
         ------
@@ -241,6 +242,8 @@ class Engine:
                 raise RowAhead(message, partition, int(headers["position"][at]))
             if committed.inexact_from is not None:
                 headers["partial_left"][headers["position"] < committed.inexact_from] = WARM_UP_OBSERVATIONS
+            if not self.has_version(snapshots.model_version):
+                headers["partial_left"] = WARM_UP_OBSERVATIONS
             rows.admit(partition, streams, headers, self._carried(snapshots, committed, rows))
 
     def _carried(self, snapshots: Snapshots, committed: Committed, rows: ResidentRows) -> torch.Tensor:

@@ -227,7 +227,8 @@ class Registry:
         Raises
         ------
         VersionError
-            What is served, or what ``predictor`` names, cannot be loaded; or it is of another number of features.
+            What is served, or what ``predictor`` names, cannot be loaded; or it is of another number of features, or
+            of the same ones in another order.
         """
         current, base = self.current(profile), base_weights(predictor, scope)
         if current is None:
@@ -238,6 +239,12 @@ class Registry:
                 f"profile {profile}: version {current} is of {len(serving.features)} features, the settings name "
                 f"{len(fold.features)}: the rows of its streams cannot be carried over. Other features are other "
                 "streams: give them a profile, topics and a kafka.group of their own"
+            )
+        if serving.features != fold.features and set(serving.features) == set(fold.features):
+            raise VersionError(
+                f"profile {profile}: version {current} is of {', '.join(serving.features)}, the settings name them in "
+                "another order: each feature would go on with the rows of another one. Columns that have moved are "
+                "other streams: give them a profile, topics and a kafka.group of their own"
             )
         is_named_anew = self._named_origin(profile) not in (None, _origin(predictor, base))
         return base if is_named_anew or weights.predictor != base.predictor else weights

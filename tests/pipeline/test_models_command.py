@@ -346,6 +346,15 @@ def test_another_number_of_features_is_refused_at_the_start(registry: Registry, 
     assert len(registry.versions("p")) == 2
 
 
+def test_the_same_features_in_another_order_are_refused_at_the_start(registry: Registry, tmp_path: Path) -> None:
+    """Rows know features by their place; what one of them has learned would be held against another."""
+    folder = str(_folder_of(tiny_weights(0), tmp_path))
+    registry.ensure("pumps", folder, replace(FOLD, features=("flow", "pressure")))
+    with pytest.raises(VersionError, match="of flow, pressure, the settings name them in another order"):
+        registry.ensure("pumps", folder, replace(FOLD, features=("pressure", "flow")))
+    registry.ensure("pumps", folder, replace(FOLD, features=("inflow", "pressure")))  # a new name of the same column
+
+
 def _folder_of(weights: Weights, tmp_path: Path) -> Path:
     weights.save(tmp_path / "base")
     return tmp_path / "base"

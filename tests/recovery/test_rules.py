@@ -164,6 +164,8 @@ def test_a_version_that_this_release_refuses_ends_with_its_rows_and_says_so() ->
     assert {found.versions[place] for place in late} == {VERSION_B}
     assert [found.verdicts[place] for place in late[:100]] == [VERDICTS.index("warming_up")] * 100
     assert VERDICTS.index("warming_up") not in {found.verdicts[place] for place in late[100:]}
+    assert all(found.partial[place] for place in late[:100])
+    assert not found.partial[late[-1]]
 
 
 def test_records_of_a_refused_version_that_must_be_replayed_are_said_aloud() -> None:
