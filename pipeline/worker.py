@@ -201,7 +201,7 @@ class Worker:
         self.waiting_for = _server(error)
         logger.warning("waiting for %s: %s", self.waiting_for, error)
         self._source.pause(self.partitions)
-        with suppress(BrokerAway):
+        with suppress(BrokerAway, OffsetsGone):  # the next poll says either again
             for partition, records in self._source.poll(RETRY_PAUSE_S, 1).items():
                 self._source.seek(partition, records[0].offset)  # fetched before the pause: to be read again
 

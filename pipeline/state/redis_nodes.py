@@ -99,7 +99,7 @@ class RedisNodes:
                 if self._cluster is not None:
                     self._cluster.nodes_manager.initialize()
                 elif self._named.info("cluster").get("cluster_enabled"):
-                    # A part that nobody holds must not keep the others from their rows.
+                    # Whether a part that nobody holds stops the others is for the servers to say.
                     self._cluster = RedisCluster.from_url(self._url, require_full_coverage=False, **self._options)
                 self._is_known = True
             return self._cluster
