@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -238,12 +239,17 @@ def _show(events: list[Alert], args: argparse.Namespace, settings: Settings, clu
         ]
         console.print(f"\n{escape(strongest)}", *draw(times_ms, values[:, feature], expected), sep="\n", markup=False)
     if first.signal != SIGNAL:  # there is nothing to explain about a record that did not come
-        when = iso_time(first.onset_ms).removesuffix("Z")
-        console.print(
-            f"\nmore: tidewatch explain {escape(first.stream_id)} --at {when} --kafka {first.partition.topic}"
-            + ("" if args.settings is None else f" --settings {escape(str(args.settings))}")
-        )
+        print(f"\nmore: {printable(explaining(first, args.settings))}")
     return EXIT_OK
+
+
+def explaining(alert: Alert, settings: Path | None) -> str:
+    """The command, for a shell, that explains an alert's onset."""
+    options = ["--at", iso_time(alert.onset_ms).removesuffix("Z"), "--kafka", alert.partition.topic]
+    options += [] if settings is None else ["--settings", str(settings)]
+    stream = alert.stream_id
+    words = [*options, "--", stream] if stream.startswith("-") else [stream, *options]
+    return shlex.join(["tidewatch", "explain", *words])
 
 
 def _observed(life: list[Alert], settings: Settings, cluster: Cluster) -> tuple[Int64, Float32]:

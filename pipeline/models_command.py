@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -222,10 +223,31 @@ def _rollback(args: argparse.Namespace, settings: Settings, registry: Registry) 
         before = registry.served_before(profile)
         if before is None:
             raise ConfigurationError(
-                f"profile {profile}: history names nothing that was served before; use --to VERSION"
+                f"profile {profile}: history names nothing that was served before; "
+                + (_made_by_settings(settings, registry, profile) or "use --to VERSION")
             )
         version = before
     _serve(args, settings, registry, profile, version, "rolled back")
+
+
+def _made_by_settings(settings: Settings, registry: Registry, profile: str) -> str | None:
+    """How to go back where a worker made what is served, from weights that it had served with other settings."""
+    found = {}
+    for version in registry.versions(profile):
+        with suppress(VersionError):  # damaged: nobody served that
+            found[version] = registry.read(profile, version)
+    current = registry.current(profile)
+    if current not in found or found[current][1] != settings.profiles[profile].fold():
+        return None
+    weights, fold = found.pop(current)
+    for version, (others, other_fold) in reversed(found.items()):
+        if other_fold != fold and others.fingerprint() == weights.fingerprint():
+            changed = ", ".join(f"{name} {how}" for name, how in _changed(asdict(other_fold), asdict(fold)).items())
+            return (
+                f"{current} is {version} with what the settings say now ({changed}), and --to {version} would be "
+                "refused: change the settings back, and workers serve what they did before"
+            )
+    return None
 
 
 def _serve(
@@ -353,11 +375,23 @@ def _prune(args: argparse.Namespace, settings: Settings, registry: Registry) -> 
     if live is None:
         raise ConfigurationError("Kafka does not say which versions live histories name; nothing is deleted")
     keep = settings.learner.keep_versions if args.keep is None else args.keep
-    clock = SystemClock()
     for profile in _profiles(args, settings):
-        for version in registry.remove_unused(profile, live, keep, clock.wall_ms() / 1000):
-            registry.note(profile, Decision(clock.wall_ms(), "removed", version, BY, None, "named in no live history"))
-            _say(args, f"profile {profile}: {version} removed", version=version)
+        prune(args, registry, profile, live, keep)
+
+
+def prune(args: argparse.Namespace, registry: Registry, profile: str, live: set[str], keep: int) -> None:
+    """Delete what nobody needs of a profile, and say so; for people also what was kept."""
+    clock = SystemClock()
+    removed = registry.remove_unused(profile, live, keep, clock.wall_ms() / 1000)
+    for version in removed:
+        registry.note(profile, Decision(clock.wall_ms(), "removed", version, BY, None, "named in no live history"))
+        _say(args, f"profile {profile}: {version} removed", version=version)
+    if not args.json:
+        kept = registry.versions(profile)
+        print(
+            f"profile {profile}: {len(removed) or 'none'} of {len(removed) + len(kept)} versions removed; kept: those "
+            f"in live histories ({len(live.intersection(kept))}), the newest {keep}, the served one, the one before it"
+        )
 
 
 def _history(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:

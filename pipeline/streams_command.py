@@ -32,9 +32,11 @@ from pipeline.state.base import StateKey, StateStore
 from pipeline.stored import Layouts, NamedSlice, StoredStream, current_keys, find_stream, named_slices, scan_streams
 from pipeline.wire import encode_control, iso_time
 from pipeline.wiring import build_cluster, build_store
-from pipeline.wording import table
+from pipeline.wording import shortened, table
 
 SHOWN_NUMBERS = 4
+LONGEST_ID = 48
+"""Characters of a stream id that list shows on a terminal: one long id would push every other line off its edge."""
 
 EXAMPLES = """\
 examples:
@@ -53,7 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
     common.add_argument("--group", help="consumer group whose state is meant (default: the settings')")
     common.add_argument("--topic", help="only this topic; needed to reset a stream that was never saved")
-    listing = actions.add_parser("list", parents=[common], help="every saved stream, with position and open alert")
+    listing = actions.add_parser(
+        "list",
+        parents=[common],
+        help="every saved stream, with position and open alert",
+        description="Every saved stream, with position and open alert. Observations are those with a valid value, "
+        "reduced by gaps: as many as its statistics rest on, not all that ever came. On a terminal long ids lose their "
+        "middle; a pipe and --json get them whole.",
+    )
     listing.add_argument("pattern", nargs="?", default="*", metavar="GLOB", help="only streams of this pattern")
     listing.add_argument("--limit", type=int, default=100, help="at most this many; 0 for all (default: 100)")
     listing.add_argument("--json", action="store_true", help="one JSON object for each stream")
@@ -120,11 +129,12 @@ def _list(
             print(json.dumps(_summary(stream, layouts.of(stream)), ensure_ascii=False))
         return 0
     rows = []
+    longest = LONGEST_ID if sys.stdout.isatty() else sys.maxsize
     for stream in shown:
         count = stream.observations(layouts.of(stream))
         rows.append(
             (
-                *(stream.stream_id, str(stream.partition), str(stream.number("position"))),
+                *(shortened(stream.stream_id, longest), str(stream.partition), str(stream.number("position"))),
                 *(_time(stream.number("last_event_ms")), "?" if count is None else str(count)),
                 _time(stream.number("onset_ms")),
             )

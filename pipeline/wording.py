@@ -57,6 +57,12 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
+def shortened(text: str, most: int) -> str:
+    """The text with its middle left out where it is longer than ``most``: ids differ at the beginning or at the end."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Lines of a table; columns ``right`` are numbers. The last column may be as long as it likes."""
     rows = [[printable(cell) for cell in row] for row in rows]

@@ -95,12 +95,9 @@ def decode_records(
 
 
 def _joined_labels(parts: Sequence[UInt8 | None], times: Sequence[Int64]) -> UInt8 | None:
-    """Labels of all windows, 0 where a window has none or not as many as observations; ``None`` if none has any."""
+    """Labels of all windows, 0 where a window has none; ``None`` if none has any."""
     if all(part is None for part in parts):
         return None
     return np.concatenate(
-        [
-            part if part is not None and len(part) == len(time) else np.zeros(len(time), np.uint8)
-            for part, time in zip(parts, times, strict=True)
-        ]
+        [part if part is not None else np.zeros(len(time), np.uint8) for part, time in zip(parts, times, strict=True)]
     )

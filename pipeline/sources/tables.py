@@ -14,6 +14,7 @@ which the wire refuses. What is finer than a microsecond is lost.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -284,6 +285,7 @@ def _read_csv(path: Path, kind: TimestampKind | None, categorical: frozenset[str
 def _read_jsonl(path: Path, kind: TimestampKind | None, categorical: frozenset[str]) -> Table:
     with open_binary(path) as lines:
         filled = [line for line in lines if not line.isspace()]
+    filled[:1] = [line.removeprefix(codecs.BOM_UTF8) for line in filled[:1]]
     first = json.loads(filled[0]) if filled else None
     if not isinstance(first, dict):
         raise ValueError("not one JSON object per line")
@@ -319,7 +321,7 @@ def _from_windows(lines: Sequence[bytes]) -> Table:
         raise ValueError("control records are kept only in record files")
     labels = [labels_of(line) for line in lines]
     joined = [
-        found if found is not None and len(found) == length else np.zeros(length, np.uint8)
+        found if found is not None else np.zeros(length, np.uint8)
         for found, length in zip(labels, decoded.lengths.tolist(), strict=True)
     ]
     return Table(

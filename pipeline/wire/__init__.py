@@ -6,7 +6,8 @@ Windows, as people write them (JSON, UTF-8, one object; :class:`WindowMessage` i
      "values": [[20.1, 3.2], [20.2, null]]}
 
 ``values`` is T x F: one list per observation, in the profile's order of features, ``null`` where a value is missing.
-``start`` is the first observation's event time, ISO 8601 (UTC where no zone is given) or integer ms since the epoch;
+``start`` is the first observation's event time, ISO 8601 (UTC where no zone is given) or integer ms since the epoch
+(seconds would be taken for January 1970: recordings may count from there, so they are no error);
 ``times`` names every event time instead and takes the place of ``start`` and ``interval_s``. One observation needs no
 ``interval_s``. Optional: ``features`` (names; refused unless they are the profile's), ``labels`` (0, 1 or null for each
 observation; never looked at by the fold), ``silent`` (absorbed without output), ``control`` (``"reset"`` or
@@ -17,8 +18,9 @@ Windows, packed (MessagePack array in this order; 7 elements, or 8 with labels):
     [1, stream_id, start_ms, interval_ms | times, F, values, flags, labels]
 
 ``times``: T little-endian int64, ms since the epoch, the first equal to ``start_ms``. ``values``: T x F little-endian
-float32, NaN where missing; infinities are errors. ``flags``: 0, or 1 silent, 2 reset, 4 forget. ``labels``: T bytes.
-The first byte tells the forms apart: 0x80 and above is packed. Both may be mixed in one topic.
+float32, NaN where missing; infinities are errors. ``flags``: 0, or 1 silent, 2 reset, 4 forget. ``labels``: T bytes
+or nil. The first byte tells the forms apart: 0x80 and above is packed, but for 0xEF, with which the byte order mark
+begins that some write before JSON. Both may be mixed in one topic.
 
 Key and tombstone: a record's key, where it has one, must be the stream id. A record without a value (a tombstone)
 means what it means to Kafka, that its key is gone: it is taken as ``forget`` of the stream its key names.

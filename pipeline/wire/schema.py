@@ -31,11 +31,19 @@ class WindowMessage(_Message):
     """Some observations of one stream, or a control record for it."""
 
     stream_id: Annotated[
-        str, Field(min_length=1, description="Names the stream; also the record's key, if it has one.")
+        str,
+        Field(
+            min_length=1,
+            description="Names the stream; also the record's key, if it has one. Give it one: without a key a stream's "
+            "records are spread over partitions, and each partition knows only its own part of the stream.",
+        ),
     ]
     start: Annotated[
         int | datetime | None,
-        Field(description="Event time of the first observation: ISO 8601 (UTC without a zone) or ms since the epoch."),
+        Field(
+            description="Event time of the first observation: ISO 8601 (UTC without a zone) or milliseconds since the "
+            "epoch; seconds would be taken for January 1970."
+        ),
     ] = None
     interval_s: Annotated[
         FiniteFloat | None, Field(gt=0, description="Seconds between observations; needed for two or more.")
@@ -53,7 +61,7 @@ class WindowMessage(_Message):
     ] = []
     labels: Annotated[
         list[Literal[0, 1] | None] | None,
-        Field(description="1 where an observation is known to be anomalous; for evaluation only."),
+        Field(description="One per observation, 1 where it is known to be anomalous; for evaluation only."),
     ] = None
     silent: Annotated[bool, Field(description="Absorb without scores and alerts, to warm a stream up.")] = False
     control: Annotated[

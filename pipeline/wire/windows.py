@@ -6,9 +6,11 @@ operations, and a bad record is found by halving the batch.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import chain
+from itertools import chain, zip_longest
+from types import NoneType
 from typing import Any, Literal, NoReturn
 
 import msgpack
@@ -37,6 +39,7 @@ from pipeline.wire.schema import SCHEMA, WindowMessage, first_errors
 SILENT, RESET, FORGET = 1, 2, 4
 
 _PACKED_FROM = 0x80
+_BOM = codecs.BOM_UTF8  # before UTF-8 text, as .NET writes it; as MessagePack -17, never an array
 _ELEMENTS = 7
 # The last ms of the year 9999, and the longest interval (34 years): beyond both, int64 sums could overflow.
 _MAX_TIME_MS = 253_402_300_799_999
@@ -46,7 +49,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 _LONGEST_REASON = 2_000  # a reason quotes its input, and a dead letter has to pass the broker's limit
 _CONTROLS = {"reset": RESET, "forget": FORGET}
 
-# One message on its way into columns: the seven elements of the packed form.
+# One message on its way into columns: the elements of the packed form.
 _Columns = tuple[Any, ...]
 
 
@@ -91,10 +94,12 @@ def _decode_span(records: Sequence[Record], profile: Profile, limits: Limits) ->
     width = len(profile.features)
     messages = _unpacked(records, profile, limits)
     try:
-        ids, starts, steps, payloads, flags = _typed_columns(messages, width)
+        ids, starts, steps, payloads, flags, labels = _typed_columns(messages, width)
         _check_ids(ids, [record.key for record in records], limits)
         control = np.fromiter(map(_CONTROL_OF_FLAG.__getitem__, flags), np.uint8, len(flags))
         lengths = _lengths(ids, payloads, control, width, limits)
+        if labels:
+            _check_labels(ids, labels, lengths)
         times_ms = _times(ids, starts, steps, lengths)
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
         record_ms = np.fromiter((record.timestamp for record in records), np.int64, len(records))
@@ -121,6 +126,7 @@ def _unpacked(records: Sequence[Record], profile: Profile, limits: Limits) -> li
     """Each record as the tuple of the packed form. Per message only this loop runs in Python."""
     messages = []
     largest = limits.max_message_bytes
+    mark = _BOM[0]
     unpackb = msgpack.unpackb
     try:
         for record in records:
@@ -129,7 +135,7 @@ def _unpacked(records: Sequence[Record], profile: Profile, limits: Limits) -> li
                 messages.append(_from_tombstone(record.key, len(profile.features)))
             elif len(value) > largest:
                 raise DecodeError(f"{len(value)} bytes, more than max_message_bytes = {largest}")
-            elif value and value[0] >= _PACKED_FROM:
+            elif value and _PACKED_FROM <= value[0] != mark:
                 messages.append(unpackb(value, use_list=False))
             else:
                 messages.append(_from_json(value, profile))
@@ -151,7 +157,7 @@ def _from_json(value: bytes, profile: Profile) -> _Columns:
     if not value:
         raise DecodeError("empty value")
     try:
-        message = WindowMessage.model_validate_json(value)
+        message = WindowMessage.model_validate_json(value.removeprefix(_BOM))
     except ValidationError as exc:
         raise DecodeError(first_errors(exc)) from exc
     width, length = len(profile.features), len(message.values)
@@ -160,6 +166,8 @@ def _from_json(value: bytes, profile: Profile) -> _Columns:
     if not set(map(len, message.values)) <= {width}:
         t, row = next((t, row) for t, row in enumerate(message.values) if len(row) != width)
         raise DecodeError(f"values.{t} has {len(row)} numbers, the profile has {width} features")
+    if message.labels is not None and len(message.labels) != length:
+        raise DecodeError(f"{len(message.labels)} labels for {length} observations")
     start, step = _json_times(message, length)
     with np.errstate(over="ignore"):  # too large for float32: becomes inf here and is refused with the others
         payload = np.fromiter(chain.from_iterable(message.values), "<f4", length * width).tobytes()
@@ -184,24 +192,32 @@ def _json_times(message: WindowMessage, length: int) -> tuple[int, int | bytes]:
         if length > 1:
             raise DecodeError(f"{length} observations need interval_s or times")
         return _to_ms(message.start), 0
-    return _to_ms(message.start), round(message.interval_s * 1000)
+    return _to_ms(message.start), round(min(message.interval_s * 1000, _MAX_INTERVAL_MS + 1))
 
 
 def _to_ms(time: int | datetime) -> int:
     if isinstance(time, int):
-        return time
+        return min(max(time, -1), _MAX_TIME_MS + 1)  # what fits no int64 is refused with the rest of what is too far
     return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // _MILLISECOND
 
 
 def _typed_columns(
     messages: list[_Columns], width: int
-) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int | bytes, ...], tuple[bytes, ...], tuple[int, ...]]:
-    """The messages turned into columns of the right types."""
+) -> tuple[
+    tuple[str, ...],
+    tuple[int, ...],
+    tuple[int | bytes, ...],
+    tuple[bytes, ...],
+    tuple[int, ...],
+    tuple[bytes | None, ...],
+]:
+    """The messages turned into columns of the right types; labels are empty where no message has any."""
     if not set(map(type, messages)) <= {tuple}:
         raise DecodeError("packed windows are arrays")
     if not set(map(len, messages)) <= {_ELEMENTS, _ELEMENTS + 1}:
         raise DecodeError(f"a packed window has {_ELEMENTS} elements, or {_ELEMENTS + 1} with labels")
-    schemas, ids, starts, steps, widths, payloads, flags = tuple(zip(*messages, strict=False))[:_ELEMENTS]
+    schemas, ids, starts, steps, widths, payloads, flags, *labelled = zip_longest(*messages)
+    labels = labelled[0] if labelled else ()
     if set(schemas) != {SCHEMA}:
         raise DecodeError(f"schema {schemas[0]!r} is unknown; this version reads {SCHEMA}")
     for name, column, types in (
@@ -210,6 +226,7 @@ def _typed_columns(
         ("interval_ms | times", steps, {int, bytes}),
         ("values", payloads, {bytes}),
         ("flags", flags, {int}),
+        ("labels", labels, {bytes, NoneType}),
     ):
         if not set(map(type, column)) <= types:
             raise DecodeError(f"{name} is of type {type(column[0]).__name__}")
@@ -217,7 +234,7 @@ def _typed_columns(
         raise DecodeError(f"{widths[0]!r} features, the profile has {width}")
     if not set(flags) <= _CONTROL_OF_FLAG.keys():
         raise DecodeError(f"flags {flags[0]!r} are not one of 0, {SILENT} silent, {RESET} reset, {FORGET} forget")
-    return ids, starts, steps, payloads, flags
+    return ids, starts, steps, payloads, flags, labels
 
 
 def _check_ids(ids: tuple[str, ...], keys: list[bytes | None], limits: Limits) -> None:
@@ -249,6 +266,15 @@ def _lengths(ids: tuple[str, ...], payloads: tuple[bytes, ...], control: UInt8, 
     return lengths
 
 
+def _check_labels(ids: tuple[str, ...], labels: tuple[bytes | None, ...], lengths: Int64) -> None:
+    """One label for each observation, where a window has any: only those who train read them, and much later."""
+    counts = lengths.tolist()
+    given = [count if its is None else len(its) for its, count in zip(labels, counts, strict=True)]
+    if given != counts:
+        window = int(np.argmax(np.array(given) != lengths))
+        _refuse(ids, window, f"{given[window]} bytes of labels for {counts[window]} observations")
+
+
 def _times(ids: tuple[str, ...], starts: tuple[int, ...], steps: tuple[int | bytes, ...], lengths: Int64) -> Int64:
     """Event times of all observations, strictly increasing inside each window and within the calendar."""
     start = np.fromiter(starts, np.int64, len(starts))
@@ -259,7 +285,7 @@ def _times(ids: tuple[str, ...], starts: tuple[int, ...], steps: tuple[int | byt
         return start if lengths.min() == 1 else start[lengths == 1]
     interval = np.fromiter((0 if isinstance(step, bytes) else step for step in steps), np.int64, len(steps))
     if np.abs(interval).max() > _MAX_INTERVAL_MS:
-        _refuse(ids, int(np.abs(interval).argmax()), "the interval is more than 34 years")
+        _refuse(ids, int(np.abs(interval).argmax()), "interval_s (packed: interval_ms) is more than 34 years")
     first = np.cumsum(lengths) - lengths
     origin = np.repeat(start - first * interval, lengths)
     times_ms: Int64 = origin + np.arange(lengths.sum()) * np.repeat(interval, lengths)
@@ -396,10 +422,10 @@ def encode_control(stream_id: str, control: Literal["reset", "forget"]) -> bytes
 
 def labels_of(value: bytes) -> UInt8 | None:
     """Labels of a window that :func:`decode_many` accepted, ``None`` where it has none; a null label is 0."""
-    if value[0] >= _PACKED_FROM:
-        message = msgpack.unpackb(value)
-        return np.frombuffer(message[_ELEMENTS], np.uint8) if len(message) > _ELEMENTS else None
-    labels = WindowMessage.model_validate_json(value).labels
+    if _PACKED_FROM <= value[0] != _BOM[0]:
+        packed = next(iter(msgpack.unpackb(value)[_ELEMENTS:]), None)
+        return None if packed is None else np.frombuffer(packed, np.uint8)
+    labels = WindowMessage.model_validate_json(value.removeprefix(_BOM)).labels
     return None if labels is None else np.array([label or 0 for label in labels], np.uint8)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.__main__ import main
-from pipeline.alerts_command import since
+from pipeline import explain_command
+from pipeline.__main__ import build_parser, main
+from pipeline.alerts_command import explaining, since
 from pipeline.errors import ConfigurationError
 from pipeline.records import Alert, FeatureEvidence, Partition
 from pipeline.servers import create_topics
@@ -204,6 +206,15 @@ def test_times_are_read() -> None:
     assert since("1970-01-02", now) == 86_400_000
     with pytest.raises(ConfigurationError):
         since("yesterday", now)
+
+
+@pytest.mark.parametrize("stream", ["pump-1", "hall 1/$(reboot)", "a'b", "-1", "--at", "[b]x[/b]"])
+def test_the_command_that_explains_an_alert_can_be_pasted(stream: str) -> None:
+    """Whoever may name a stream must not run a command at the desk of who looks at its alert."""
+    line = explaining(make_alert(stream_id=stream), Path("my settings.toml"))
+    args = build_parser("explain", explain_command).parse_args(shlex.split(line)[1:])
+    assert (args.stream, args.kafka, args.settings) == (stream, "sensor-windows", Path("my settings.toml"))
+    assert args.at == "2023-11-14T22:13:20.000"
 
 
 @pytest.mark.parametrize("values", [[5.0, 5.0], [5.0], [np.nan, 1.0], [np.nan], [-1e30, 1e30]])

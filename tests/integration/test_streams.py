@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -155,6 +156,25 @@ def test_saved_streams_are_listed_and_shown(plant: Plant, capsys: pytest.Capture
     assert plant.streams("show", "w1") == 0
     assert "normaliser.mean" in capsys.readouterr().out
     assert plant.streams("show", "nobody") == 1
+
+
+def test_a_long_id_is_shortened_on_a_terminal_only(
+    plant: Plant, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One long id would push every other line off a terminal's edge; a program that reads the table needs it whole."""
+    name = "n" * 256
+    plant.produce(0, 4, (name,))
+    plant.work().stop()
+    capsys.readouterr()
+    plant.streams("list")
+    assert name in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    plant.streams("list")
+    printed = capsys.readouterr().out
+    assert "nnn…nnn" in printed
+    assert max(map(len, printed.splitlines())) < 200
+    plant.streams("list", "--json")
+    assert name in capsys.readouterr().out
 
 
 def test_a_reset_stands_in_the_topic_and_the_row_begins_anew(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:

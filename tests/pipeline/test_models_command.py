@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +18,7 @@ from models.row import RowLayout
 from pipeline import __version__
 from pipeline.__main__ import main
 from pipeline.errors import VersionError
+from pipeline.models_command import prune
 from pipeline.registry import FOLD_FILE, Decision, Registry, version_name
 from tests.builders import make_profile, make_series, tiny_weights
 from tests.pipeline.test_replay import write_csv
@@ -86,6 +88,20 @@ def test_rollback_without_a_past_is_refused(command: Command) -> None:
     code, _, error = command("rollback")
     assert code == 2
     assert "--to" in error
+
+
+def test_a_rollback_of_changed_settings_says_to_change_them_back(command: Command, registry: Registry) -> None:
+    """A worker takes changed settings over without a decision; --to would only be refused."""
+    first = registry.versions("p")[0]
+    before = registry.publish("p", tiny_weights(0), replace(FOLD, idle_reset_s=1e6))
+    registry.publish("p", tiny_weights(1), replace(FOLD, idle_reset_s=1e6))
+    code, _, error = command("rollback")
+    assert code == 2
+    assert (
+        f"{first} is {before} with what the settings say now (idle_reset_s 1000000.0 -> {FOLD.idle_reset_s})" in error
+    )
+    assert "change the settings back" in error
+    assert "made with other settings" in command("rollback", "--to", before)[2], "as was said"
 
 
 def test_diff_names_settings_weights_and_rows(command: Command, registry: Registry) -> None:
@@ -392,6 +408,20 @@ def test_prune_asks_kafka_first(command: Command, registry: Registry) -> None:
     assert code == 2
     assert "nothing is deleted" in error
     assert len(registry.versions("p")) == 2
+
+
+def test_prune_says_what_it_looked_at_and_kept(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing printed looks like a command that failed, or like one that found nothing to look at."""
+    first, second = registry.versions("p")
+    prune(Namespace(json=False), registry, "p", {first, "of another registry"}, keep=2)
+    said = capsys.readouterr().out
+    assert "profile p: none of 2 versions removed" in said
+    assert "in live histories (1), the newest 2, the served one" in said
+    prune(Namespace(json=False), registry, "p", set(), keep=0)
+    said = capsys.readouterr().out
+    assert f"{second} removed\nprofile p: 1 of 2 versions removed" in said
+    prune(Namespace(json=True), registry, "p", set(), keep=0)
+    assert capsys.readouterr().out == "", "for machines a line for each version that is gone"
 
 
 def test_versions_of_live_histories_survive_removal(registry: Registry) -> None:

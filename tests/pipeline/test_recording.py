@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -324,6 +325,14 @@ def test_a_decimal_comma_is_read_between_semicolons(tmp_path: Path) -> None:
     assert (one.name, one.values.tolist()) == ("a,b", [[1.5]])
 
 
+def test_json_lines_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """.NET writes one before everything, and CSV with one is read as well."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"timestamp": 0, "flow": 1.5}\n{"timestamp": 60, "flow": 2}\n', encoding="utf-8-sig")
+    [one] = open_recording(path)
+    assert one.values.tolist() == [[1.5], [2.0]]
+
+
 times_strategy = st.lists(st.integers(0, 30).map(lambda t: t * 1000), max_size=30)
 
 
@@ -442,6 +451,20 @@ def test_record_files_decode_to_streams() -> None:
     np.testing.assert_array_equal(decoded.values, one.values)
     assert decoded.labels is not None
     assert decoded.labels.tolist() == [0, 1, 0]
+
+
+def test_a_record_with_unreadable_labels_costs_a_recording_that_record_only() -> None:
+    """Training on a topic would end with a TypeError for one record of millions."""
+    profile = Profile(topics=("plant",), features=("flow",))
+    values = [
+        msgpack.packb([1, "press", NOON_MS + i, 0, 1, np.ones(1, "<f4").tobytes(), 0, labels])
+        for i, labels in enumerate((b"\1", 5, b"\1\1", b"\0"))
+    ]
+    records = [(PARTITION, StoredRecord(i, NOON_MS, None, value)) for i, value in enumerate(values)]
+    [decoded] = decode_records(records, profile, Limits())
+    assert decoded.times_ms.tolist() == [NOON_MS, NOON_MS + 3]
+    assert decoded.labels is not None
+    assert decoded.labels.tolist() == [1, 0]
 
 
 def test_recording_sink_shows_only_what_was_committed(tmp_path: Path) -> None:

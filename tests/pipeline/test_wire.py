@@ -206,6 +206,21 @@ BAD_MESSAGES = {
     "start beside times": (as_packed(step=np.array([5], "<i8").tobytes()), "first of times"),
     "control with values": (as_json(control="reset"), "control record has no values"),
     "unknown control": (as_json(control="stop", values=[]), "control"),
+    "labels that are a number": (as_packed(labels=5), "labels is of type int"),
+    "fewer labels": (as_packed(labels=b""), "stream 'press': 0 bytes of labels for 1 observations"),
+    "more labels": (as_packed(labels=b"\0\1"), "2 bytes of labels for 1 observations"),
+    "fewer labels in JSON": (as_json(labels=[]), "0 labels for 1 observations"),
+    "more labels in JSON": (as_json(labels=[0, 1]), "2 labels for 1 observations"),
+    "endless interval": (
+        as_json(interval_s=1e300, values=[[1.0, 2.0]] * 2),
+        "interval_s (packed: interval_ms) is more",
+    ),
+    "infinite interval": (
+        as_json(interval_s=1e308, values=[[1.0, 2.0]] * 2),
+        "interval_s (packed: interval_ms) is more",
+    ),
+    "endless start": (as_json(start=10**30), "stream 'press': start lies outside the years"),
+    "endless times": (as_json(start=..., times=[1, 10**30], values=[[1.0, 2.0]] * 2), "an event time lies outside"),
     "from the future": (as_json(start=NOON_MS + 301_000), "301 s after the record's"),
     "nothing at all": (None, "neither value nor key"),
 }
@@ -275,12 +290,36 @@ packable = st.recursive(
 
 
 @settings(max_examples=150)
-@given(field=st.sampled_from(["schema", "stream_id", "start", "step", "width", "values", "flags"]), value=packable)
+@given(
+    field=st.sampled_from(["schema", "stream_id", "start", "step", "width", "values", "flags", "labels"]),
+    value=packable,
+)
 def test_packed_elements_of_any_type_decode_or_are_refused(field: str, value: object) -> None:
-    """As for JSON: the packed form promises nothing about what a stranger packs."""
-    windows, dead = decode(window(), as_packed(**{field: value}), window())
+    """As for JSON: the packed form promises nothing about what a stranger packs, and labels can be read thereafter."""
+    stranger = as_packed(**{field: value})
+    windows, dead = decode(window(), stranger, window())
+    if not dead:
+        labels_of(stranger)
     assert {0, 2} <= set(windows.offsets.tolist())
     assert len(windows) + len(dead) == 3
+
+
+def test_json_after_a_byte_order_mark_is_read() -> None:
+    """Many .NET producers write one without knowing."""
+    value = "\ufeff".encode() + as_json(labels=[1])
+    windows, dead = decode(window("a"), value)
+    assert dead == []
+    assert windows.stream_ids == ["a", "press"]
+    assert labels_of(value) == [1]
+
+
+def test_labels_of_some_windows_leave_the_others_without() -> None:
+    """A topic may have producers that label and producers that do not; nil is as good as none."""
+    values = (window(), as_packed(labels=b"\1"), as_packed(labels=None), window(length=3))
+    windows, dead = decode(*values)
+    assert dead == []
+    assert windows.offsets.tolist() == [0, 1, 2, 3]
+    assert [None if labels is None else labels.tolist() for labels in map(labels_of, values)] == [None, [1], None, None]
 
 
 def test_key_must_be_the_stream_id_where_there_is_one() -> None:
@@ -480,6 +519,13 @@ def test_schema_describes_what_is_accepted() -> None:
     assert {"schema", "stream_id", "start", "values", "control"} <= schemas["window"]["properties"].keys()
     assert schemas["window"]["required"] == ["stream_id"]
     assert WindowMessage.model_validate_json(as_json()).stream_id == "press"
+
+
+def test_schema_warns_of_seconds_and_of_records_without_a_key() -> None:
+    """Neither is an error that could be refused: recordings count from 1970, and a topic may have one partition."""
+    fields = json_schema()["window"]["properties"]
+    assert "seconds would be taken for January 1970" in fields["start"]["description"]
+    assert "without a key" in fields["stream_id"]["description"]
 
 
 def replace_limits(**fields: object) -> Limits:

@@ -8,7 +8,7 @@ import pytest
 
 from models.evidence.observed import SIGNALS
 from pipeline.records import DISPLACEMENT, FeatureEvidence
-from pipeline.wording import against, printable, strongest_feature, table
+from pipeline.wording import against, printable, shortened, strongest_feature, table
 from tests.alerts import make_alert
 
 
@@ -42,6 +42,16 @@ def test_the_strongest_feature_is_said_with_what_it_is_measured_against() -> Non
     told = strongest_feature(make_alert(signal="means", features=(displaced,)))
     assert told == "value is 9, the others ask for 5.25"
     assert strongest_feature(make_alert(features=())) == ""
+
+
+@pytest.mark.parametrize("most", [20, 21])
+def test_a_long_id_keeps_its_beginning_and_its_end(most: int) -> None:
+    """Ids of one plant begin alike, and those of one kind of sensor end alike."""
+    short = shortened("north-hall/" + "x" * 240 + "/pump-7", most)
+    assert len(short) == most
+    assert short.startswith("north-hall")
+    assert short.endswith("xx/pump-7")
+    assert shortened("x" * most, most) == "x" * most
 
 
 def test_names_from_messages_do_not_steer_the_terminal() -> None:
