@@ -407,8 +407,10 @@ class Worker:
         if self._keeper.is_saving and any(engine.version_of(p.partition) not in (None, version) for p in pieces):
             self._saves_awaited_for = "room"
             return False
-        self._room_wanted = not all(engine.bring_to(piece.partition, version) for piece in pieces)
-        return not self._room_wanted
+        if not all(engine.bring_to(piece.partition, version) for piece in pieces):
+            self._room_wanted = True
+            return False
+        return True
 
     def _load(self, engine: Engine, rows: ResidentRows, pieces: Sequence[Piece]) -> bool:
         """Bring what is not resident with one round trip; False where rows must be saved first to make room."""
