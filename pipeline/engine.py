@@ -242,18 +242,19 @@ class Engine:
                 raise RowAhead(message, partition, int(headers["position"][at]))
             if committed.inexact_from is not None:
                 headers["partial_left"][headers["position"] < committed.inexact_from] = WARM_UP_OBSERVATIONS
-            if not self.has_version(snapshots.model_version):
+            if self.has_version(snapshots.model_version):
+                numbers = self._carried(snapshots, committed, rows)
+            else:
+                logger.error("version %s of saved rows is gone: they start afresh", snapshots.model_version)
                 headers["partial_left"] = WARM_UP_OBSERVATIONS
-            rows.admit(partition, streams, headers, self._carried(snapshots, committed, rows))
+                numbers = rows.layout.fresh().repeat(len(streams), 1)
+            rows.admit(partition, streams, headers, numbers)
 
     def _carried(self, snapshots: Snapshots, committed: Committed, rows: ResidentRows) -> torch.Tensor:
         """Saved rows ``(N, numbers)`` in this table's layout, through every version between, in their order."""
         numbers = torch.from_numpy(snapshots.rows.copy())
         if snapshots.model_version == rows.version:
             return numbers
-        if not self.has_version(snapshots.model_version):
-            logger.error("version %s of saved rows is gone: they start afresh", snapshots.model_version)
-            return rows.layout.fresh().repeat(len(numbers), 1)
         versions = [name for _, name in committed.history]
         chain = versions[versions.index(snapshots.model_version) + 1 :] if snapshots.model_version in versions else []
         chain = [*chain[: chain.index(rows.version)], rows.version] if rows.version in chain else [rows.version]

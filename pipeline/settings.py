@@ -101,8 +101,8 @@ class Kafka(Section):
         Stable name of this worker's slot (a StatefulSet's pod name); random per process when absent. With
         ``static_membership`` a restarted worker of the same name takes its partitions back without a rebalance.
     start
-        Where a partition begins that this group never committed: with its oldest record, or with the first that came
-        after the worker's start.
+        Where a partition begins that this group never committed: with its oldest record, or at its end; one that was
+        added while the worker ran begins with its first record since the worker's start.
     commit_interval_s, max_uncommitted_records
         A commit is due at whichever comes first.
     transaction_timeout_s, call_deadline_s

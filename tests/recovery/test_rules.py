@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from itertools import count
 
 import numpy as np
@@ -66,21 +65,6 @@ def test_latest_start_is_committed_before_the_first_record() -> None:
     world.produce("new", make_series(1, 8))
     world.run(world.worker())
     assert {stream for stream, _ in world.output().scores} == {"new"}
-
-
-def test_latest_start_reads_what_came_to_a_new_partition_before_the_group_saw_it() -> None:
-    """Producers find an added partition minutes before consumers do; what lies in it then was never read by anybody."""
-    world = _world(pace=Pace(group=GROUP, start="latest", max_poll_records=16))
-    world.produce("old", make_series(0, 8))
-    worker = world.worker()
-    while world.broker.committed(GROUP, ONE) is None:
-        worker.step()
-    world.broker.create_topic("input", 2)
-    added = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) % 2)
-    world.produce(added, make_series(1, 8), start_ms=world.clock.wall_ms())
-    worker._source.expel()
-    world.run(worker)
-    assert {stream for stream, _ in world.output().scores} == {added}
 
 
 def test_metadata_keeps_the_last_changes_within_the_brokers_limit() -> None:

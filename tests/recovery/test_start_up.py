@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.builders import GROUP, INTERVAL_MS, START_MS, World, assert_same_outp
 pytestmark = pytest.mark.slow
 
 ONE, TWO = Partition("input", 0), Partition("input", 1)
+LATEST = Pace(group=GROUP, start="latest", max_poll_records=16)
 QUIET = Pace(group=GROUP, max_poll_records=16, save_interval_s=1e6)
 
 
@@ -132,9 +134,22 @@ def test_a_registry_that_is_away_delays_a_new_partition_and_nothing_else() -> No
     assert len(world.output().scores) == 120
 
 
+def test_latest_start_reads_what_came_to_a_new_partition_before_the_group_saw_it() -> None:
+    """Producers find an added partition minutes before consumers do; what lies in it then was never read by anybody."""
+    world = World(partitions=1, pace=LATEST)
+    world.produce("old", make_series(0, 8))
+    worker = started(world)
+    world.broker.create_topic("input", 2)
+    added = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) % 2)
+    world.produce(added, make_series(1, 8), start_ms=world.clock.wall_ms())
+    worker._source.expel()  # type: ignore[attr-defined]
+    world.run(worker)
+    assert {stream for stream, _ in world.output().scores} == {added}
+
+
 def test_a_record_of_the_future_does_not_bring_the_past_into_a_latest_start() -> None:
     """One device with a wrong clock must not have a week of old records scored, and their alerts told."""
-    world = World(partitions=1, pace=Pace(group=GROUP, start="latest", max_poll_records=16))
+    world = World(partitions=1, pace=LATEST)
     send(world, ONE, 10)
     world.send("s0", encode_packed("s0", START_MS + INTERVAL_MS * np.arange(40, 44), make_series(10, 4)), 4 * 10**12)
     send(world, ONE, 10, first=11)

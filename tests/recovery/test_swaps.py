@@ -12,7 +12,7 @@ import pytest
 from pipeline.partition import from_offset, to_offset
 from pipeline.records import Partition
 from pipeline.state.memory import MemoryStateStore
-from pipeline.worker import Pace
+from pipeline.worker import Pace, Worker
 from tests.builders import (
     GROUP,
     INTERVAL_MS,
@@ -69,6 +69,14 @@ def put(world: World, streams: list[str], first: int, windows: int) -> None:
             world.produce(stream, make_series(window, 4), start_ms=START_MS + 4 * window * INTERVAL_MS)
 
 
+def promote(world: World, worker: Worker) -> None:
+    """Name version B, and let the worker go over to it."""
+    world.target = VERSION_B
+    world.clock.advance(5)
+    for _ in range(5):
+        worker.step()
+
+
 def test_a_swap_comes_about_where_saves_outlast_a_steps_patience(impatient: None) -> None:
     """A pointer that moved must be followed, and the input must not rest again and again meanwhile."""
     store = GatedStore()
@@ -118,10 +126,7 @@ def replayed_world() -> World:
     put(world, ["a", "b"], 0, 30)
     worker = world.worker()
     world.run(worker)
-    world.target = VERSION_B
-    world.clock.advance(5)
-    for _ in range(5):
-        worker.step()
+    promote(world, worker)
     put(world, ["c", "d"], 30, 1)
     put(world, ["e"], 31, 1)
     put(world, ["a", "b"], 32, 30)
@@ -141,10 +146,7 @@ def test_a_replay_across_versions_finds_room_for_its_rows() -> None:
     put(world, twos, 0, 2)
     worker = world.worker()
     world.run(worker)
-    world.target = VERSION_B
-    world.clock.advance(5)
-    for _ in range(5):
-        worker.step()
+    promote(world, worker)
     put(world, ones, 2, 40)
     put(world, twos, 2, 40)
     world.run(worker, max_steps=4000)
