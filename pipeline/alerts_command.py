@@ -218,7 +218,7 @@ def _show(events: list[Alert], args: argparse.Namespace, settings: Settings, clu
     if args.json:
         print(json.dumps(_as_object(life, times_ms, values, settings)))
         return EXIT_OK
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     first, last = life[0], life[-1]
     state = "resolved" if last.event == EVENTS[RESOLVED] else "open"
     console.print(f"[b]{first.alert_id}[/b]  {state}  {last.severity}  profile {escape(first.profile)}")

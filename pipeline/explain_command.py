@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     BrokerAway
         Kafka does not answer.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if args.before < 0 or args.after < 0:
         raise ConfigurationError("--before and --after count observations: 0 or more")
     asked_ms = parse_time(args.at)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     at = whole.nearest(asked_ms)
     begin = max(at - args.before, 0)
     shown = whole.part(begin, at + args.after + 1)
-    Console(highlight=False, width=max(console.width, TABLE_WIDTH)).print(table_of(shown, at - begin))
+    Console(highlight=False, width=max(console.width, TABLE_WIDTH), emoji=False).print(table_of(shown, at - begin))
     if whole.times_ms[at] != asked_ms:
         console.print(f"There is no observation at {args.at}; the closest one is {iso_time(int(whole.times_ms[at]))}.")
     console.print(escape(sentence(whole, at)))

@@ -371,6 +371,8 @@ def _import(args: argparse.Namespace, settings: Settings, registry: Registry) ->
 
 
 def _prune(args: argparse.Namespace, settings: Settings, registry: Registry) -> None:
+    if args.keep is not None and args.keep < 1:  # the newest may be a candidate whose trial is running
+        raise ConfigurationError("--keep must be at least 1")
     live = versions_in_use(build_cluster(settings), settings.kafka.group)
     if live is None:
         raise ConfigurationError("Kafka does not say which versions live histories name; nothing is deleted")

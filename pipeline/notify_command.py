@@ -116,7 +116,10 @@ def _tell(settings: Settings, receiver: Receiver, metrics: NotifyMetrics, health
         )
         past = reader.at(Instant(clock.wall_ms() - int(settings.monitor.alerts_lookback_s * 1000)))
         for records in reader.read(past, begin):
+            if stopping.is_asked:
+                return
             notifier.recall(records)
+            health.beat()
         health.set_ready(True, "telling")
         for records in reader.read(begin):
             if stopping.is_asked:

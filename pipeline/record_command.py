@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.force:
         raise ConfigurationError(f"{args.out} exists; --force replaces it")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a recording as Ctrl-C does
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     with build_cluster(Settings.load(args.settings)).reader(args.topic) as reader, RecordWriter(args.out) as writer:
         try:
             if args.follow:

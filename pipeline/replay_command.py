@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         Kafka does not answer.
     """
     settings = Settings.load(args.settings)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if args.delete is not None:
         return _delete(build_cluster(settings), Run(_run_name(args.delete)), console)
     plan = _plan(args, settings)

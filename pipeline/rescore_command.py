@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     make_ready(args.out)
     torch.set_num_threads(1)
     streams = load_streams(args.recordings, Chosen(tuple(args.streams)))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     rows: list[Row] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:

@@ -33,6 +33,11 @@ def table_of(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value
 
 
+def none_for(word: str) -> BeforeValidator:
+    """Reads a word as ``None``, which TOML cannot write: "off", "forever"."""
+    return BeforeValidator(lambda given: None if given == word else given)
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
 Topic = Annotated[str, BeforeValidator(_topic)]
 TopicNames = Annotated[tuple[Topic, ...], BeforeValidator(listed), Field(min_length=1)]

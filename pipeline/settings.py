@@ -37,7 +37,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
-from pipeline.section import Names, Section, Topic, listed
+from pipeline.section import Names, Section, Topic, listed, none_for
 from pipeline.settings_given import (
     PREFIX,
     SECRETS,
@@ -220,9 +220,9 @@ class Limits(Section):
     max_window_length, max_features
         T and F of one window.
     max_clock_skew_s
-        How far an event time may lie after its record's Kafka timestamp; ``None`` turns the check off.
+        How far an event time may lie after its record's Kafka timestamp; "off" turns the check off.
     max_event_age_s
-        How far it may lie before it; off by default, so that recordings and late-comers are welcome.
+        How far it may lie before it; "off" by default, so that recordings and late-comers are welcome.
     max_stream_id_length
         Bytes of a stream id in UTF-8.
     """
@@ -231,8 +231,8 @@ class Limits(Section):
     # 32768 observations of scores fill one record of the scores topic, which is never split inside a window.
     max_window_length: Annotated[int, Field(gt=0, le=32768)] = 4096
     max_features: Annotated[int, Field(gt=0, le=4096)] = 64
-    max_clock_skew_s: PositiveFloat | None = 300.0
-    max_event_age_s: PositiveFloat | None = None
+    max_clock_skew_s: Annotated[PositiveFloat | None, none_for("off")] = 300.0
+    max_event_age_s: Annotated[PositiveFloat | None, none_for("off")] = None
     max_stream_id_length: Annotated[int, Field(gt=0, le=4096)] = 256
 
 
@@ -404,10 +404,10 @@ class Learner(Section):
 
 
 class TopicPlan(Section):
-    """How topics of one purpose are made: partitions, and hours that a record is kept (``None``: for ever)."""
+    """How topics of one purpose are made: partitions, and hours that a record is kept ("forever": no end)."""
 
     partitions: PositiveInt
-    retention_h: PositiveFloat | None
+    retention_h: Annotated[PositiveFloat | None, none_for("forever")]
 
 
 class Topics(Section):

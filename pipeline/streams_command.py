@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings.load(args.settings)
     if args.group is not None:
         settings = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"group": args.group})})
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     store = build_store(settings)
     try:
         keys = _keys(store, settings, args.topic)

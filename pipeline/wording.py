@@ -35,6 +35,11 @@ def number(value: float, scale: float = 0.0) -> str:
     return f"{value:.0f}" if "e+" in text and abs(value) < PLAIN_BELOW else text
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 stream``, ``2 streams``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def usually(signal: str, feature: FeatureEvidence) -> str:
     """``usually 4.1`` or ``the others ask for 4.1``, where forecasts have long caught up; else empty."""
     if feature.usual is None:

@@ -14,6 +14,7 @@ from pipeline.engine import WARM_UP_OBSERVATIONS
 from pipeline.errors import TidewatchError
 from pipeline.kafka import client_options, connect, mapped
 from pipeline.settings import Settings
+from pipeline.wording import counted
 
 SUBJECT = "kafka"
 UNKNOWN_TOPIC = 3
@@ -43,7 +44,7 @@ def check_kafka(settings: Settings, security: Mapping[str, Any], facts: Facts) -
     outputs = (kafka.scores_topic, kafka.alerts_topic, kafka.dead_letter_topic)
     try:
         brokers = len(admin.describe_cluster()["brokers"])
-        yield ok(SUBJECT, f"{places}: {_plural(brokers, 'broker')}, group {kafka.group!r}")
+        yield ok(SUBJECT, f"{places}: {counted(brokers, 'broker')}, group {kafka.group!r}")
         topics = {topic["name"]: topic for topic in admin.describe_topics([*inputs, *outputs])}
         configs = _configs(admin, [name for name, topic in topics.items() if topic["error_code"] == 0])
     except kafka_errors.KafkaError as exc:
@@ -88,7 +89,7 @@ def _check_topic(what: str, topic: Mapping[str, Any], brokers: int) -> Iterator[
         return
     replicas = min(len(p["replica_nodes"]) for p in partitions)
     behind = sum(len(p["isr_nodes"]) < len(p["replica_nodes"]) for p in partitions)
-    text = f"{what}: {_plural(len(partitions), 'partition')}, replication {replicas}"
+    text = f"{what}: {counted(len(partitions), 'partition')}, replication {replicas}"
     if behind:
         yield warning(SUBJECT, f"{text}; {behind} of them lack a replica at present")
     elif replicas < 2 <= brokers:
@@ -165,7 +166,3 @@ def _time(seconds: float) -> str:
             number = f"{seconds / size:.3g}"
             return f"{number} {unit}" + ("" if number == "1" else "s")
     return f"{seconds:g} s"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

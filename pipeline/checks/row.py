@@ -12,7 +12,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
 from pipeline.registry import base_weights
 from pipeline.state.codec import FRAME
-from pipeline.wording import table
+from pipeline.wording import counted, table
 
 STREAM_ID_BYTES = 24
 """Length of a stream id that the estimate assumes."""
@@ -112,7 +112,7 @@ def _traits(profile: Profile) -> str:
     features = len(profile.features)
     kind = "light" if profile.light else "full"
     return (
-        f"{features} feature{'' if features == 1 else 's'}, evidence {profile.fold().evidence}, "
+        f"{counted(features, 'feature')}, evidence {profile.fold().evidence}, "
         f"predictor {profile.builtin() or profile.predictor}, {kind} row"
     )
 

@@ -26,6 +26,7 @@ from pipeline.sources.tables import IS_CODE
 from pipeline.topics.base import Place, parse_place
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import decode_many
+from pipeline.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ def _notice(streams: list[RecordedStream], profile: Profile, base: tuple[str, Pr
     names = ", ".join(profile.features[:4]) + (", …" if len(profile.features) > 4 else "")
     evidence = profile.fold().evidence
     text = (
-        f"{len(streams)} streams fit no profile of the settings: scored by one derived from them "
+        f"{counted(len(streams), 'stream')} without a profile that fits: scored by one derived from them "
         f"(features {names}; {what}; evidence {evidence}; alarm budget {profile.alarm_budget})"
     )
     return text if base is None else f"{text}, with all else from {base[0]!r}; --profile {base[0]} takes that as it is"

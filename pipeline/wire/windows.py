@@ -324,7 +324,7 @@ def _place_explicit(
 
 
 def _check_skew(ids: tuple[str, ...], times_ms: Int64, lengths: Int64, record_ms: Int64, limits: Limits) -> None:
-    """Event times against the records' Kafka timerecord_ms (-1: the record has none)."""
+    """Event times against the records' Kafka timestamps (-1: the record has none)."""
     judged = (lengths > 0) & (record_ms >= 0)
     last = np.cumsum(lengths) - 1
     if limits.max_clock_skew_s is not None:

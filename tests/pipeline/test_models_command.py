@@ -410,6 +410,13 @@ def test_prune_asks_kafka_first(command: Command, registry: Registry) -> None:
     assert len(registry.versions("p")) == 2
 
 
+def test_prune_keeps_the_newest_version(command: Command, registry: Registry) -> None:
+    """It may be a candidate that is on trial: without its files a promotion would name a version that is gone."""
+    code, _, error = command("prune", "--keep", "0")
+    assert code == 2
+    assert "--keep must be at least 1" in error
+
+
 def test_prune_says_what_it_looked_at_and_kept(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing printed looks like a command that failed, or like one that found nothing to look at."""
     first, second = registry.versions("p")

@@ -141,6 +141,15 @@ def test_a_plan_of_a_topic_keeps_the_numbers_that_are_not_given(
     assert topics.dead_letters == Settings().topics.dead_letters
 
 
+def test_a_check_can_be_turned_off_and_a_topic_kept_for_ever(toml: WriteToml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TOML has no word for "none", and a variable cannot hold it either."""
+    monkeypatch.setenv("TIDEWATCH_LIMITS__MAX_CLOCK_SKEW_S", "off")
+    text = "[limits]\nmax_event_age_s = 'off'\n[topics]\nalerts = { retention_h = 'forever' }\n"
+    settings = Settings.load(toml(text))
+    assert (settings.limits.max_clock_skew_s, settings.limits.max_event_age_s) == (None, None)
+    assert settings.topics.alerts.retention_h is None
+
+
 @pytest.mark.parametrize(
     ("text", "complaints"),
     [
