@@ -36,12 +36,14 @@ from models.pretrained import BUILTIN, MANIFEST_FILE, WEIGHTS_FILE, Weights, bui
 from models.row import RowLayout
 from models.step import Scorer
 from pipeline import __version__
+from pipeline.clock import SystemClock
 from pipeline.errors import RegistryAway, VersionError
 
 FOLD_FILE = "fold.json"
 ROW_LAYOUT = "row_layout"
-ABSENT = (FileNotFoundError, NotADirectoryError)
 """Where a version's manifest says how its rows are laid out."""
+ABSENT = (FileNotFoundError, NotADirectoryError)
+"""What reading a file raises that is not there; any other OSError says nothing about that."""
 
 HISTORY_BYTES = 1 << 20
 """Two files of this size keep some thousand decisions: years of a learner."""
@@ -61,11 +63,11 @@ class Decision:
     event
         ``candidate``, ``promoted``, ``rejected``, ``rolled back``, ``confirmed``, ``held``, ``pinned``,
         ``unpinned``, ``imported``, ``retrain``, ``drift``, ``abandoned``, ``followed``, ``resting``, ``removed``,
-        ``compressed``.
+        ``compressed``, ``configured``.
     version
         The version it is about: the one served from now on, the one given up by a rollback.
     by
-        ``learner`` or ``operator``.
+        ``learner``, ``operator``, or ``settings`` where a process that starts found others than before.
     parent
         The version it was compared with or made from; served before a promotion, and again after a rollback.
     reason
@@ -214,8 +216,13 @@ class Registry:
         """
         weights = self.wanted(profile, predictor, fold, scope)
         version = self.publish(profile, weights, fold)
-        if version != self.current(profile):
+        before = self.current(profile)
+        if version != before:
             self.serve(profile, version)
+            if before is not None:
+                reason = "other settings, another predictor, or a release of another row layout"
+                now_ms = SystemClock().wall_ms()
+                self.note(profile, Decision(now_ms, "configured", version, "settings", before, reason))
         origin = _origin(predictor, base_weights(predictor, scope))
         if origin != self._named_origin(profile):
             self._put(self._folder / profile / "predictor", origin)

@@ -350,6 +350,8 @@ def test_another_predictor_of_the_same_shape_comes_into_service(registry: Regist
     assert registry.wanted("p", str(tmp_path / "1"), FOLD).fingerprint() == tiny_weights(1).fingerprint()
     trained = registry.ensure("p", str(tmp_path / "1"), FOLD)
     assert registry.current("p") == trained == version_name(tiny_weights(1), FOLD)
+    last = registry.history("p")[-1]
+    assert (last.event, last.version, last.parent, last.by) == ("configured", trained, promoted, "settings")
     registry.serve("p", promoted)
     assert registry.ensure("p", str(tmp_path / "1"), FOLD) == promoted, "and what is promoted since does, too"
 
