@@ -226,6 +226,7 @@ class TopicReader:
         left = {p: end[p] for p in begin if end[p] > begin[p]} if end is not None else None
         with self._mapped("read"):
             self._consumer.assign([TopicPartition(*p) for p in (begin if left is None else left)])
+            self._consumer.resume(*self._consumer.paused())  # an assignment keeps what an earlier read has paused
             for partition in begin if left is None else left:
                 self._consumer.seek(TopicPartition(*partition), begin[partition])
         while left is None or left:

@@ -118,6 +118,21 @@ def test_every_event_is_told_although_receiver_and_notifier_fail(kafka_bootstrap
 
 
 @pytest.mark.slow
+def test_a_notifier_that_starts_again_after_it_has_told_goes_on_telling(kafka_bootstrap: str, tmp_path: Path) -> None:
+    """It first reads what was told before it began, and then what comes, with one reader."""
+    rig = Rig(kafka_bootstrap, tmp_path)
+    with Hook() as hook:
+        for name in ("a", "b"):
+            with rig.notifier(hook.url) as process:
+                until(rig.is_begun)
+                rig.write(make_alert(alert_id=name, stream_id=name))
+                posts = hook.wait(1 if name == "a" else 2)
+                process.terminate()  # its place is committed by then
+                assert process.wait(20) == 0
+    assert told(posts) == [("a", "opened"), ("b", "opened")]
+
+
+@pytest.mark.slow
 def test_alerts_that_left_the_log_are_counted_and_the_next_one_is_told(kafka_bootstrap: str, tmp_path: Path) -> None:
     """A notifier that was down for longer than the topic keeps alerts would otherwise end at every start."""
     rig = Rig(kafka_bootstrap, tmp_path)
