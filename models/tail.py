@@ -1,4 +1,4 @@
-"""From evidence to a calibrated score, and from the score to alarms within a budget (recipe.md, tail and alarm budget).
+"""From evidence to a calibrated score, and from the score to alarms within a budget (docs/score.md, "Tails" and after).
 
 References
 ----------
@@ -40,7 +40,8 @@ SLOWEST_BETA = 0.02
 # Below q there is no tail: evidence that hardly varies lies at its q, however seldom it rises above.
 QUIET_NATS = math.log(100.0)
 RECORD_WINDOW = 5000.0
-# A, s and T^2 / F are about 1 on quiet data: below this they are quiet, and scales that sank further could not return.
+# A, s and T^2 / F are about 1 on quiet data, displacement and stillness less: below this all are quiet, and scales that
+# sank further could not return.
 LEAST_QUANTILE = 0.1
 LEAST_DEVIATION = 0.01
 LEAST_BETA = 0.02
@@ -91,7 +92,7 @@ class Prior:
 
 @dataclass(slots=True)
 class ClusterTail:
-    """Running tail of A, s or T^2: how often it rises above its 95 % quantile q, and how far.
+    """Running tail of evidence such as A, s or T^2: how often it rises above its 95 % quantile q, and how far.
 
     A cluster begins when s exceeds q and ends after ten observations below it. Clusters, not observations, are counted
     and their peaks measured: evidence is smooth, so that one fault exceeds q many times in a row, and an alarm is one
@@ -255,7 +256,7 @@ def decide(
     score
         ``(N,)`` rounded scores.
     scored
-        ``(N,)`` bool: the observation has a valid value. Others change nothing but the seconds since the last alarm.
+        ``(N,)`` bool: the observation has a valid value. Others change nothing but the seconds of quiet.
     elapsed_s
         ``(N,)`` seconds since the stream's previous observation, 0 for the first.
     observations_per_alarm
@@ -291,7 +292,8 @@ def decide(
     life.severity.copy_(worst).masked_fill_(resolved, 0.0)
     life.reported.copy_(torch.where(opened | updated, score, life.reported)).masked_fill_(resolved, 0.0)
     life.open.masked_fill_(opened, 1.0).masked_fill_(resolved, 0.0)
-    _control(life, opened.to(score.dtype) - (scored & warm) / budget)
+    # No second alert can open beside an open one: a week-long fault must not leave a stream that alarms at a trifle.
+    _control(life, opened.to(score.dtype) - (scored & warm & ~was_open) / budget)
     return decision
 
 

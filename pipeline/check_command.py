@@ -27,7 +27,7 @@ from pipeline.wiring import apply_threads, build_cluster, choose_device, fold_th
 from pipeline.wording import table
 
 EXIT_OK, EXIT_PROBLEMS = 0, 1
-FEWEST_OBSERVATIONS_PER_ALARM = 20
+FEWEST_OBSERVATIONS_PER_ALARM = 100
 
 EXAMPLES = """\
 examples:

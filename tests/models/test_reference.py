@@ -1,6 +1,6 @@
-"""The fold against a plain reference: recipe.md for one feature, one observation at a time, in NumPy and Python floats.
+"""The fold against a plain reference: docs/score.md for one feature, an observation at a time, in NumPy and floats.
 
-Written from recipe.md and not from models/: when the two disagree, one of them has a formula wrong.
+Written from the formulas and not from models/: when the two disagree, one of them has a formula wrong.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ class Reference:
         alarm = is_warm and score > threshold
         holds = alarm or (self.is_open and score > max(threshold - 1 / math.log(10.0), threshold / 2))
         self.quiet_n, self.quiet_s = (0, 0.0) if holds else (self.quiet_n + 1, self.quiet_s + elapsed)
-        event, d = 0, self.d
+        event, d, was_open = 0, self.d, self.is_open
         if alarm and not self.is_open:
             event, self.is_open = 1, True
             self.peak, self.reported, self.severity = score, score, 2 if score >= threshold + 2 else 1
@@ -301,7 +301,7 @@ class Reference:
                 event, self.reported, self.severity = 2, score, max(severity, self.severity)
         elif self.is_open and self.quiet_n >= 10 and self.quiet_s >= 1800:
             event, self.is_open = 3, False
-        if is_warm:
+        if is_warm and not was_open:
             self.d = min(max(self.d + (event == 1) - 1.0 / per_alarm, -1.0), 1.0)
         return {"verdict": (1 if alarm else 0) if is_warm else 2, "event": event, "d": d, "threshold": threshold}
 
@@ -445,7 +445,7 @@ def expected(weights, config):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 2e-3)])
 def test_fold_equals_the_plain_reference(weights, config, expected, dtype, tolerance):
-    """Every formula of recipe.md is written twice, independently; a slip in either shows here.
+    """Every formula of docs/score.md for one feature is written twice, independently; a slip in either shows here.
 
     In float64 only the order of sums differs. In float32 the adapted forecasts carry rounding through hundreds of
     updates, hence 2e-3 of evidence and score.

@@ -237,6 +237,16 @@ def test_missing_observation_decides_nothing():
     assert life.controller.item() == d
 
 
+def test_an_alert_that_lasts_does_not_lower_the_threshold():
+    """No second one can open meanwhile; a stream that was ill for weeks would alarm at every trifle afterwards."""
+    life = make_life()
+    step(life, 9.0)
+    d = life.controller.item()
+    for _ in range(50):
+        step(life, 9.0)
+    assert life.controller.item() == d
+
+
 def test_no_alarm_while_warming_up():
     """A stream that nobody knows yet alarms nobody."""
     life = make_life(count=99.0)

@@ -65,7 +65,7 @@ def test_a_budget_that_ordinary_observations_use_up_is_a_warning(
     """By default one alarm is allowed a week: of daily values, every seventh."""
     settings = tmp_path / "tidewatch.toml"
     daily = '[profiles.shop]\ntopics = ["sales"]\nfeatures = ["value"]\ninterval_s = 86400\nidle_reset_s = 2e6\n'
-    for budget, said in ((None, 1), ("1 per month", 0)):
+    for budget, said in ((None, 1), ("1 per year", 0)):
         settings.write_text(daily + (f'alarm_budget = "{budget}"\n' if budget else ""))
         assert main(["check", "--offline", "--settings", str(settings)]) == 0
         text = capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_a_registry_that_cannot_be_written_is_said_before_a_worker_fails(tmp_pat
 
 
 def test_a_served_version_with_other_settings_is_a_warning(tmp_path: Path) -> None:
-    """Changing the alarm budget is a version change (design.md idea 1): it is said before it happens."""
+    """Changing the alarm budget is a version change, as the budget enters the fold: it is said before it happens."""
     before = make_settings(tmp_path, profiles={"sensor": make_profile(alarm_budget="1 per day")})
     profile = before.profiles["sensor"]
     registry = Registry(before.registry.folder)
