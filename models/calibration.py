@@ -1,7 +1,7 @@
 """Pooled tails: where the evidence of a stream without a past begins, measured on generated normal series.
 
 The scorer of production folds series that nothing happens to, and what each of them would have learned about its own
-tail after its warm-up is pooled over series (recipe.md, "Tail and alarm budget").
+tail after its warm-up is pooled over series (docs/score.md, "Tails").
 """
 
 from __future__ import annotations

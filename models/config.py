@@ -50,7 +50,7 @@ class PredictorConfig:
 
 @dataclass(frozen=True, slots=True)
 class FoldConfig:
-    """The settings that enter the fold: changing one of them is a new version (design.md, idea 1).
+    """The settings that enter the fold: changing one of them is a new version, as it changes scores.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class FoldConfig:
     interval_s
         Expected seconds between observations; ``None`` when the stream has no fixed interval.
     evidence
-        Which kinds of evidence exist (``single``, ``jump``, ``coupled``; see recipe.md).
+        Which kinds of evidence exist (``single``, ``jump``, ``coupled``; see docs/score.md).
     alarm_every_s
         The alarm budget: seconds of event time per stream in which one false alarm is allowed.
     idle_reset_s
@@ -69,7 +69,7 @@ class FoldConfig:
     light
         The narrow row: no fast weights, no seasonal memory, gate on the frozen forecast.
     record_weight_p
-        Weight of the record of P (recipe.md, step 6); 0 for very few false alarms.
+        Weight of the record of P (docs/score.md, "Evidence: single"); 0 for very few false alarms.
     """
 
     features: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Predictors that know nothing, for the same fold: what the pretrained one has to beat (recipe.md, finding 1).
+"""Predictors that know nothing, for the same fold: what the pretrained one has to beat (docs/results.md).
 
 Each is a :class:`models.step.Scorer` that differs from the served one in its forecasts alone. Rows with fast weights
 learn to read the features of a control out; for rows without, a linear read-out is fitted once to generated series.

@@ -1,4 +1,4 @@
-"""The read-out that each stream adapts in its own row (recipe.md, step 5).
+"""The read-out that each stream adapts in its own row (docs/score.md, "Fast weights").
 
     forecast x(t+k) = m_t + sigma_t (B_k + v_k . phi_t + c_k),   k = 4 and 8,   phi = [h, input] - mu0
 

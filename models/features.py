@@ -1,4 +1,4 @@
-"""What a predictor sees of a value: normaliser, memory of times, the twelve inputs (recipe.md, steps 1 to 3).
+"""What a predictor sees of a value: normaliser, memory of times, the twelve inputs (docs/score.md, up to "Predictor").
 
 All functions take one observation of R feature rows at once. A statistic is one ``(R,)`` vector and moves in place; a
 missing value has weight 0 in :class:`Moves`, so that no statistic moves on its stand-in.
@@ -224,7 +224,7 @@ def write_inputs(
     seen: Sighting,
     season: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Write the twelve numbers of recipe.md, step 3, as the rows of ``out`` ``(12, R)``.
+    """Write the twelve numbers of docs/score.md, "Predictor inputs", as the rows of ``out`` ``(12, R)``.
 
     Parameters
     ----------

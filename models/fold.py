@@ -1,4 +1,4 @@
-"""One call's fold: the rows in hand, and every observation in the normative order of recipe.md.
+"""One call's fold: the rows in hand, and every observation in the order of docs/score.md.
 
 This readable form defines the formulas; faster forms are tested against it. Everything is indifferent to how
 observations are cut into calls: each recurrence advances once per observation.
@@ -113,7 +113,7 @@ class Fold:
         return gaps
 
     def advance(self, t: int) -> None:
-        """One observation of every stream, in the order (i) to (viii) of recipe.md."""
+        """One observation of every stream, step by step in the order that docs/score.md gives."""
         hand, valid = self.hand, self.valid[t]
         state, life = hand.normaliser, hand.life
 

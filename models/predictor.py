@@ -1,4 +1,4 @@
-"""The recurrent predictors, in the order data flows: twelve inputs, recurrent cells, mixture head (recipe.md, step 3).
+"""The recurrent predictors, in the order data flows: inputs, cells, mixture head (docs/score.md, "Predictor").
 
 :class:`Network` is the protocol of all families (the others are in models/families). ``forward`` takes whole windows
 and is what training uses; ``step`` takes one observation and is what serving uses. They agree

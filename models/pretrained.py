@@ -37,7 +37,7 @@ class PooledTail:
     Attributes
     ----------
     level
-        The 95 % quantile q of A, s and T^2 / F; 0.01 for S.
+        The 95 % quantile q; 0.01 for S.
     rate
         Clusters above q per observation; for S, R: n times the rate of S > 0.01 on the n-th observation.
     beta

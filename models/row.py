@@ -136,14 +136,14 @@ LIFE = (
     _Field("controller", "d: nats added to the threshold by recent episodes"),
     _Field("controller_rest", "what float32 lost of d (compensated sum)"),
     _Field("open", "1 while an alert is open"),
-    _Field("quiet_count", "scored observations since the last alarm"),
-    _Field("quiet_s", "seconds since the last alarm"),
+    _Field("quiet_count", "scored observations since it last alarmed or held an alert open"),
+    _Field("quiet_s", "seconds since it last alarmed or held an alert open"),
     _Field("peak", "greatest score of the episode"),
     _Field("reported", "score at the episode's last event"),
     _Field("severity", "0 none, 1 warning, 2 critical"),
 )
 TOGETHER = (
-    _Field("mean_10", "ew(x, 10) from the 20th value on, x within 10 sigma of m"),
+    _Field("mean_10", "ew(x, 10) from the 21st value on, x within 10 sigma of m; the last value before"),
     _Field("silent", "observations since its last value, at most 1000"),
     _Field("member", "1 where it takes part in T^2"),
 )

@@ -1,4 +1,4 @@
-"""Pretraining: a predictor learned from generated series alone (recipe.md, "Predictor pretraining").
+"""Pretraining: a predictor learned from generated series alone (docs/score.md, "Predictor").
 
 The inputs are the ones of serving (:func:`models.features.window_inputs`), so nothing a predictor learns here is
 unknown to it in a row.

@@ -11,8 +11,8 @@
     <folder>/<profile>/learner.json                             what a learner knows of its streams over a restart
 
 A version is named by its content: publishing the same weights with the same settings twice is one version. Its name
-covers the row layout, too (design.md, idea 1): a release that lays rows out otherwise makes a version of its own of
-the same weights, and refuses the older one. docs/versions.md says what goes with what.
+covers the row layout, too, since rows mean something only with theirs: a release that lays rows out otherwise makes a
+version of its own of the same weights, and refuses the older one. docs/versions.md says what goes with what.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pipeline.records import NO_OFFSET, Int64, Partition
 from pipeline.state.base import HEADER
 
 SCRATCH = 16
-"""Slots 0 to 15 belong to no stream: they pad a call to a multiple of 16 rows (hot-path.md section 2)."""
+"""Slots 0 to 15 belong to no stream: they pad a call to a multiple of 16 rows, the lanes of a vector register."""
 
 _FRESH_HEADER = np.array((0, -1, -1, -1, -1, -1, 0), dtype=HEADER)
 

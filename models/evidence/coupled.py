@@ -1,4 +1,4 @@
-"""Mahalanobis distances of features that belong together (recipe.md, "per entity", 3; the means are new to it).
+"""Mahalanobis distances of features that belong together (docs/score.md, "Evidence: coupled").
 
 References
 ----------
@@ -179,8 +179,8 @@ class DistanceChain:
     def _gather(self, o: Observed, seen: Apart, gathers: Tensor, member: Tensor) -> None:
         """Move mean and covariance where ``gathers`` ``(W, N)``.
 
-        A value counts as no farther than ten sigma from m: one wild value while gathering would make the distance blind
-        for good.
+        A value counts as no farther than ten sigma from m, an error than that from 0: a wild one while gathering would
+        make the distance blind for good.
         """
         rate = gathers / (self.gathered + 1.0)  # the first takes the place of whatever was there
         mean, reach = self._by_stream(o.mean), self._by_stream(o.sigma * CLIP_SIGMAS)

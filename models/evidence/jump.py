@@ -1,4 +1,4 @@
-"""The entity residual of many features that jump at once, and their displacement (recipe.md, "per entity", 1 and 2)."""
+"""The entity residual of many features that jump at once, and their displacement (docs/score.md, "Evidence: jump")."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Jump:
 
 @dataclass(slots=True)
 class JumpChain:
-    """The entity residual s: the ten largest one-step residuals, half the three largest departures from level.
+    """s of an entity: mean of the ten largest one-step residuals, half that of the three largest departures from level.
 
     Of each feature's two forecasts, the network's and the last value, the one counts that has been better of late
     (``edge``: ew(e^2, 5000) of the network less that of the last value; the last value where it is positive).

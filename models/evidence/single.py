@@ -1,4 +1,4 @@
-"""Level evidence S and behaviour of features that are watched independently (recipe.md, steps 4 and 6 to 8)."""
+"""Level evidence S and behaviour of features that are watched independently (docs/score.md, "Evidence: single")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fold keeps the promises of design.md: causal, indifferent to cuts and batch-mates, never broken by an input."""
+"""The fold keeps its promises: causal, indifferent to cuts and batch-mates, never broken by an input."""
 
 from __future__ import annotations
 

@@ -697,7 +697,7 @@ def test_a_reason_as_long_as_its_record_fits_a_dead_letter() -> None:
 
 
 def test_late_and_repeated_observations_are_counted_and_not_folded() -> None:
-    """Cutting or repeating what was folded changes no later score (design.md section 2)."""
+    """Cutting or repeating what was folded changes no later score: a row's past is in it once."""
     world, clean = _world(), _world()
     series = make_series(0, 80)
     clean.produce("s", series)
