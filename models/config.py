@@ -12,6 +12,9 @@ Cell = Literal["rnn", "gru", "lstm", "tdnn", "conv", "seq2seq", "hmm", "ar", "na
 Scope = Literal["feature", "stream"]
 HiddenOnSwap = Literal["carry", "reset"]
 
+GAP_INTERVALS = 1.5
+"""A gap is longer than so many intervals of the profile."""
+
 
 @dataclass(frozen=True, slots=True)
 class PredictorConfig:

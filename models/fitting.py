@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from models.config import PredictorConfig
-from models.course import Course, Part
 from models.families import build
 from models.peers import ALONE, Peers
 from models.predictor import Network
+from models.split import Part, Split
 from models.training import Checkpoint, Lessons, Listener, Progress, chunks, flipped, loss_of, target_counts
 
 Optimiser = Literal["adam", "adamw", "sgd", "rmsprop"]
@@ -106,19 +106,19 @@ class Fit:
     ----------
     network
         Learns in place.
-    course
+    split
         Its training part teaches, its validation part decides when to end; the test part is not touched.
     recipe
         How to learn.
     peers
-        The processes that learn together, all with the same network, course and recipe, and where this one learns.
+        The processes that learn together, all with the same network, split and recipe, and where this one learns.
     base
         Fingerprint of the weights that the network begins with; None for those of the seed. A base is validated before
         the first epoch and kept, as that of epoch 0, unless an epoch is better.
     """
 
     network: Network
-    course: Course
+    split: Split
     recipe: Recipe
     peers: Peers = ALONE
     base: str | None = None
@@ -148,7 +148,7 @@ class Fit:
     @property
     def updates_per_epoch(self) -> int:
         """Steps of the optimiser in one pass."""
-        length, segments = self.course.train.lessons.x.shape[:2]
+        length, segments = self.split.train.lessons.x.shape[:2]
         return math.ceil(segments / self.recipe.batch) * math.ceil(length / self.recipe.chunk)
 
     def run(self, listener: Listener, after_epoch: Callable[[Checkpoint], None]) -> None:
@@ -162,7 +162,7 @@ class Fit:
         if not self.peers.agree_on(self._about()["data"]):
             raise ValueError("the processes read different data; give all of them the same range, with an end")
         if self.base is not None and not self.history:
-            self.base_loss = part_loss(self.network, self.course.validation, self.peers)
+            self.base_loss = part_loss(self.network, self.split.validation, self.peers)
             self._keep()
         while not self.is_over:
             self.run_epoch(listener)
@@ -176,7 +176,7 @@ class Fit:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         train_loss = self._pass(listener)
-        validation_loss = part_loss(self.network, self.course.validation, self.peers)
+        validation_loss = part_loss(self.network, self.split.validation, self.peers)
         self.history.append(Epoch(train_loss, validation_loss, rate))
         if self.best_loss is None or validation_loss < self.best_loss:
             self._keep()
@@ -187,7 +187,7 @@ class Fit:
 
     def _pass(self, listener: Listener) -> float:
         self.network.train()
-        lessons, recipe, device = self.course.train.lessons, self.recipe, self.peers.device
+        lessons, recipe, device = self.split.train.lessons, self.recipe, self.peers.device
         order = torch.randperm(lessons.x.shape[1], generator=self.draws)
         done, total = len(self.history) * self.updates_per_epoch, recipe.epochs * self.updates_per_epoch
         losses: list[float] = []
@@ -277,13 +277,13 @@ class Fit:
 
     def _about(self) -> dict[str, Any]:
         digest = hashlib.sha256()
-        for part in (self.course.train, self.course.validation):
+        for part in (self.split.train, self.split.validation):
             digest.update(part.lessons.inputs.numpy().tobytes())
         return {
             "predictor": asdict(self.network.config),
             "recipe": asdict(self.recipe),
             "base": self.base,
-            "split": asdict(self.course.plan),
+            "split": asdict(self.split.plan),
             "data": digest.hexdigest()[:16],
             "best_epoch": self.best_epoch,
             "base_loss": self.base_loss,

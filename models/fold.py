@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from models.config import GAP_INTERVALS
 from models.evidence.chain import Chain, Look
 from models.evidence.coupled import OF_MEANS, Apart
 from models.evidence.observed import (
@@ -42,9 +43,6 @@ from models.tail import NO_EVENT, Decision, decide, score_of
 if TYPE_CHECKING:
     from models.step import Scorer
 
-# A gap is longer than so many intervals; without an interval in the profile, than so many times the longest pause of
-# late: events come in bursts, and what lies between two of them is no gap.
-GAP_INTERVALS = 1.5
 AGED_TO = 100.0
 AGEING = 500.0
 INTERVAL_WINDOW, PAUSE_WINDOW, PLAIN_INTERVALS = 500.0, 5000.0, 100.0
@@ -176,7 +174,7 @@ class Fold:
         if self.config.interval_s is not None:
             intervals = elapsed / self.config.interval_s
             gap = intervals > GAP_INTERVALS
-        else:
+        else:  # measured by the longest pause of late: events come in bursts, what lies between two of them is no gap
             known = life.intervals > 0
             intervals = torch.where(known, elapsed / life.interval_s.clamp_min(1e-6), 0.0)
             gap = known & (elapsed > GAP_INTERVALS * life.pause_s)

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from models.calibration import Effort, pooled_tails
 from models.config import PredictorConfig
-from models.course import Course, Part
 from models.families import build, hidden_width
 from models.features import INPUTS
 from models.fitting import EVALUATION_BATCH
 from models.predictor import HORIZONS, Network
 from models.pretrained import PooledTails, Weights, preconditioner
+from models.split import Part, Split
 from models.training import PHI_EVERY, chunks
 
 AR_LAGS = 20
@@ -72,23 +72,23 @@ class Judgement:
     left_out: tuple[int, ...] = ()
 
 
-def judge(network: Network, course: Course, samples: int = 3, before: Network | None = None) -> Judgement:
+def judge(network: Network, split: Split, samples: int = 3, before: Network | None = None) -> Judgement:
     """Forecasts of the test part by the trained network, the one ``before`` it (if any), and both controls."""
     config = network.config
     contenders = {"trained": network}
     if before is not None:
         contenders["before"] = before
     contenders["naive"] = build(replace(config, cell="naive", layers=1, hidden=1, kernel=3))
-    contenders["ar"] = fitted_autoregression(course, config)
+    contenders["ar"] = fitted_autoregression(split, config)
     figures: dict[str, tuple[Figures, ...]] = {}
     errors = torch.zeros(0)
     for name, contender in contenders.items():
-        forecasts = point_forecasts(contender, course.test)
-        of_horizon = [errors_of(forecasts, course.test, k) for k in JUDGED]
+        forecasts = point_forecasts(contender, split.test)
+        of_horizon = [errors_of(forecasts, split.test, k) for k in JUDGED]
         figures[name] = tuple(_figures(k, found) for k, found in zip(JUDGED, of_horizon, strict=True))
         if name == "trained":
-            errors, kept = of_horizon[0], _samples(forecasts, course.test, samples)
-    without_unit = _sequences(course.test)[course.test.unit.isnan().flatten()]
+            errors, kept = of_horizon[0], _samples(forecasts, split.test, samples)
+    without_unit = _sequences(split.test)[split.test.unit.isnan().flatten()]
     return Judgement(figures, errors.numpy(), kept, tuple(without_unit.unique().tolist()))
 
 
@@ -139,7 +139,7 @@ def _sequences(part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def fitted_autoregression(course: Course, like: PredictorConfig, lags: int = AR_LAGS) -> Network:
+def fitted_autoregression(split: Split, like: PredictorConfig, lags: int = AR_LAGS) -> Network:
     """AR(p) by ridge regression on the training part: the linear control.
 
     Parameters
@@ -148,7 +148,7 @@ def fitted_autoregression(course: Course, like: PredictorConfig, lags: int = AR_
         Whose scope and features it has.
     """
     network = build(PredictorConfig("ar", hidden=lags, scope=like.scope, features=like.features))
-    lessons = course.train.lessons
+    lessons = split.train.lessons
     ((inputs, targets, exists),) = chunks(lessons, lessons.x.shape[0], 0)
     hidden, _ = network(inputs)
     design = torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1).flatten(0, 1).double()
@@ -172,7 +172,7 @@ def fitted_autoregression(course: Course, like: PredictorConfig, lags: int = AR_
 
 
 def trained_weights(
-    network: Network, course: Course, seed: int, about: dict[str, Any], pooled: PooledTails | None, effort: Effort
+    network: Network, split: Split, seed: int, about: dict[str, Any], pooled: PooledTails | None, effort: Effort
 ) -> Weights:
     """A trained network with what ships beside it.
 
@@ -184,7 +184,7 @@ def trained_weights(
     ValueError
         mu0 and P0 would not be finite: there is too little to take them from.
     """
-    mu0, p0 = preconditioner(_phi(network, course.train))
+    mu0, p0 = preconditioner(_phi(network, split.train))
     if not bool(mu0.isfinite().all() and p0.isfinite().all()):
         raise ValueError("the training part is too small for a preconditioner; give it a larger share, or more data")
     kept = {name: t.detach().clone() for name, t in network.state_dict().items()}

@@ -38,7 +38,7 @@ GENERATED_SERIES, GENERATED_LENGTH = 16 * len(FAMILIES), 256
 # ---------------------------------------------------------------- lessons
 
 
-class Sight:
+class Background:
     """What one stream's F features are measured against: normaliser and memory of times, as in its row.
 
     Kept apart from the row because a candidate's and the serving version's rows both hold these numbers, and a stretch
@@ -53,18 +53,18 @@ class Sight:
 
 @torch.no_grad()
 def lessons_of(
-    sights: Sequence[Sight],
+    backgrounds: Sequence[Background],
     values: Float32,
     times_ms: Int64,
     follows_gap: Sequence[bool],
     interval_s: float | None,
     has_clock: bool,
 ) -> Lessons:
-    """Stretches of N streams as lessons of B = N x F series, moving their sights on.
+    """Stretches of N streams as lessons of B = N x F series, moving their backgrounds on.
 
     Parameters
     ----------
-    sights
+    backgrounds
         N, one for each stream, all of one kind; moved in place.
     values
         ``(N, T, F)``, NaN where missing.
@@ -77,19 +77,19 @@ def lessons_of(
     """
     streams, steps, features = values.shape
     x = torch.from_numpy(np.ascontiguousarray(values.transpose(1, 0, 2).reshape(steps, -1)))
-    state = Normaliser(*torch.cat([each.statistics for each in sights], 1).unbind(0))
+    state = Normaliser(*torch.cat([each.statistics for each in backgrounds], 1).unbind(0))
     after_gap = torch.tensor(list(follows_gap)).repeat_interleave(features) & torch.isfinite(x[0])
     state.last.copy_(torch.where(after_gap, x[0], state.last))
     seasonal, bins = None, None
     if has_clock and interval_s is not None:
-        table, width = torch.cat([each.season for each in sights]).flatten(), sights[0].season.shape[1]
-        errors = [each.errors for each in sights if each.errors is not None]
+        table, width = torch.cat([each.season for each in backgrounds]).flatten(), backgrounds[0].season.shape[1]
+        errors = [each.errors for each in backgrounds if each.errors is not None]
         begin = torch.arange(streams * features) * width
         seasonal = Seasonal(table, begin, interval_s, torch.cat(errors, 1) if errors else None)
         wide = torch.from_numpy(np.ascontiguousarray(times_ms.T)).repeat_interleave(features, 1)
         bins = time_bins(wide, round(interval_s * 1000))
     made = whole_inputs(x, state, seasonal, bins)
-    for number, each in enumerate(sights):
+    for number, each in enumerate(backgrounds):
         mine = slice(number * features, (number + 1) * features)
         each.statistics = torch.stack([getattr(state, name)[mine] for name in Normaliser.__slots__])
         if seasonal is not None:
@@ -164,7 +164,7 @@ class Forecaster:
         """Drop a stream's state."""
         self._states.pop(stream_id, None)
 
-    def follow(self, other: Forecaster) -> None:
+    def begin_like(self, other: Forecaster) -> None:
         """Begin with the states of another forecaster of the same kind, as a row carries its own over a swap."""
         self._states = {name: state.clone() for name, state in other._states.items()}
 

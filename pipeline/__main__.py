@@ -52,11 +52,9 @@ COMMANDS = {
         "tidewatch demo",
         log_level="error",
     ),
-    "servers": Command(
-        "run an embedded Kafka and Redis for first steps of your own", "tidewatch servers", log_level="info"
-    ),
+    "servers": Command("run an embedded Kafka and Redis to try things on", "tidewatch servers", log_level="info"),
     "check": Command(
-        "say whether settings, servers and model versions are as they must be",
+        "check settings, servers and model versions before a worker runs",
         "tidewatch check --settings tidewatch.toml",
     ),
     "topics": Command(
@@ -72,7 +70,7 @@ COMMANDS = {
         log_level="info",
     ),
     "learner": Command(
-        "learn the shared weights while it runs, and promote what predicts better",
+        "learn the shared weights from live streams, and promote what predicts better",
         "tidewatch learner --settings tidewatch.toml",
         log_level="info",
     ),
@@ -93,11 +91,11 @@ COMMANDS = {
         "tidewatch rescore pump.csv --out surprises.csv",
     ),
     "evaluate": Command(
-        "measure detection on labelled recordings, beside controls", "tidewatch evaluate RECORDINGS --quick"
+        "measure detection on labelled recordings, compared with controls", "tidewatch evaluate RECORDINGS --quick"
     ),
     "schema": Command("print the JSON Schema of the messages", "tidewatch schema window"),
     "bench": Command("measure this machine", "tidewatch bench --quick"),
-    "pretrain": Command("make a predictor's weights from generated series", "tidewatch pretrain --out weights"),
+    "pretrain": Command("train a predictor on generated series", "tidewatch pretrain --out weights"),
 }
 
 
@@ -178,7 +176,7 @@ def build_parser(chosen: str | None, module: ModuleType | None) -> argparse.Argu
     """The parser of all commands; only the chosen one knows its own options."""
     parser = argparse.ArgumentParser(
         prog="tidewatch",
-        description="Streaming anomaly detection: Kafka windows into stateful predictors, calibrated alerts out.",
+        description="Streaming anomaly detection: windows in from Kafka, stateful predictors, calibrated alerts out.",
         epilog=_first_steps(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[_common()],
@@ -215,7 +213,7 @@ def _first_steps() -> str:
 first steps:
   tidewatch demo                              see it work on this machine
   tidewatch servers                           a Kafka and a Redis to try things on
-  tidewatch check --settings tidewatch.toml   is everything as it must be?
+  tidewatch check --settings tidewatch.toml   is everything ready?
   tidewatch worker --settings tidewatch.toml  score; metrics on http://127.0.0.1:9464/metrics
   tidewatch check --row sensor                what a stream costs in memory
 

@@ -11,7 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.profile import Profile
-from pipeline.records import EVENTS, RESOLVED, VERDICTS, WITH_USUAL_LEVEL, Alert, FeatureEvidence, Partition
+from pipeline.records import (
+    EVENTS,
+    RESOLVED,
+    VERDICTS,
+    WARMING_UP,
+    WITH_USUAL_LEVEL,
+    Alert,
+    FeatureEvidence,
+    Partition,
+)
 
 SHOWN_FEATURES = 5
 SEVERITIES = ("none", "warning", "critical")
@@ -52,13 +61,13 @@ class Cell:
         return value if np.isfinite(value) else None
 
 
-def ended(peak: float, severity: int) -> Cell:
+def resolving_cell(peak: float, severity: int) -> Cell:
     """What resolves the open alert of a stream that begins anew: no evidence, only how bad the episode was."""
     return Cell(
         RESOLVED,
         0.0,
         0.0,
-        VERDICTS.index("warming_up"),
+        WARMING_UP,
         "none",
         0.0,
         {

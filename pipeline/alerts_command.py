@@ -1,9 +1,9 @@
 """``tidewatch alerts``: list, show or follow alerts in the terminal.
 
-Reads the alerts topic, beside everyone else; nothing is committed. list: the last word on each alert. show: one alert's
-whole life, with a small plot of what was observed against what was expected. tail: events as they come.
+Reads the alerts topic beside all other readers and commits nothing. list: the latest event of each alert. show: the
+whole life of one alert, with a small plot of what was observed against what was expected. tail: events as they come.
 
---json gives the messages as they are on the topic, one a line (show: one object with events and observations).
+--json prints the messages as they are on the topic, one per line (show: one object with events and observations).
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline.clock import SystemClock
+from pipeline.epoch import iso_time, parse_time
 from pipeline.errors import DecodeError
 from pipeline.open_alerts import OpenAlerts, at_its_worst
 from pipeline.records import EVENTS, RESOLVED, Alert, Float32, Int64
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.silence import SIGNAL
 from pipeline.terminal_plot import Expectation, draw
-from pipeline.topics.base import Instant, parse_time
+from pipeline.topics.base import Instant
 from pipeline.topics.kafka import Cluster
-from pipeline.wire import decode_alert, decode_many, encode_alert, iso_time
+from pipeline.wire import decode_alert, decode_many, encode_alert
 from pipeline.wiring import build_cluster
 from pipeline.wording import printable, strongest_feature, table
 
@@ -53,23 +55,27 @@ REACH_RECORDS = 50_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and with which alerts."""
-    parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
+    add_settings_option(parser)
     does = parser.add_subparsers(dest="action", metavar="list|show|tail", required=True)
-    listed = does.add_parser("list", help="the last word on each alert")
-    listed.add_argument("--open", action="store_true", help="only those that are not resolved")
-    listed.add_argument("--limit", type=int, default=MAX_LISTED, help=f"the newest so many (default: {MAX_LISTED})")
+    listed = does.add_parser("list", help="latest event of each alert")
+    listed.add_argument("--open", action="store_true", help="only alerts that are not resolved")
+    listed.add_argument(
+        "--limit", type=int, default=MAX_LISTED, help=f"at most this many, the newest (default: {MAX_LISTED})"
+    )
     shown = does.add_parser("show", help="one alert, with a plot")
-    shown.add_argument("alert_id", metavar="ALERT", help="its id, or the beginning of it")
+    shown.add_argument("alert_id", metavar="ALERT", help="alert id, or the beginning of one")
     tail = does.add_parser("tail", help="events as they come, until Ctrl-C")
     for each, since in ((listed, "1d"), (shown, "30d"), (tail, "now")):
-        each.add_argument("--settings", type=Path, default=argparse.SUPPRESS, help="the same as before the action")
-        each.add_argument("--since", default=since, metavar="TIME", help=f"30m, 6h, 2d, or ISO 8601 (default: {since})")
-        each.add_argument("--json", action="store_true", help="for machines")
+        add_settings_option(each, argparse.SUPPRESS)
+        each.add_argument(
+            "--since", default=since, metavar="TIME", help=f"how far back: 30m, 6h, 2d, or ISO 8601 (default: {since})"
+        )
+        each.add_argument("--json", action="store_true", help="print JSON")
     for each in (listed, tail):
         each.add_argument("--stream", metavar="GLOB", default="*", help="only these streams")
         each.add_argument("--profile", help="only this profile")
         each.add_argument("--group", help="only this group")
-        each.add_argument("--severity", choices=("warning", "critical"), help="only this severity, or worse")
+        each.add_argument("--severity", choices=("warning", "critical"), help="only this severity or worse")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""``tidewatch bench``: how fast this machine is, from the bare network to the whole path through Kafka and Redis.
+"""``tidewatch bench``: measure this machine, from the bare neural network to the whole path through Kafka and Redis.
 
-Windows of 1 (t1) and of 16 observations (t16) with 8 features, packed, of 10000 streams or more; hidden size 64. The
-figures are observations/s, an observation being one value of one feature:
+Windows hold 1 observation (t1) or 16 (t16) of 8 features, packed, of 10000 streams or more; the hidden size is 64.
+Figures are observations/s, an observation being one value of one feature:
 
   engine   the engine alone: rows, predictor, scores, on decoded batches of the worker's size
   model    torch's own recurrent module on the same batches and device, in the same tiles, with the same threads
@@ -10,17 +10,18 @@ figures are observations/s, an observation being one value of one feature:
   naive    one message at a time on one thread: poll, unpack, GET of 8 hidden states, torch GRU and head, SET; without
            a transaction and without scoring
 
-and the ratios engine_over_model, path_over_naive, path_over_model; latency_ms_p50 and latency_ms_p99 from a record's
-arrival in Kafka (the broker's clock) to its committed score at half of the path's rate (latency_rate is the rate that
-was in fact offered). path_stages gives each worker stage's share of the path's time.
+There are also the ratios engine_over_model, path_over_naive and path_over_model; latency_ms_p50 and latency_ms_p99,
+from a record's arrival in Kafka (the broker's clock) to its committed score at half of the path's rate (latency_rate is
+the rate actually offered); and path_stages, each worker stage's share of the path's time.
 
 --json writes {"t1": {...}, "t16": {...}, "machine": {...}, "versions": {...}}. The figures directly under t1 and t16
-are of the full "single" row (fast weights, time-of-day memory); t1.jump and t1.light hold engine, model, path and
-their ratios for the "jump" row and the light row (whose model has hidden size 32). What was not measured is null.
+are for the full "single" row (fast weights, time-of-day memory); t1.jump and t1.light hold engine, model, path and
+their ratios for the "jump" row and the light row (whose model has hidden size 32). Null: not
+measured.
 
-Kafka and Redis are those of the settings or of KAFKA_BOOTSTRAP_SERVERS and REDIS_URL where both are named, else
-embedded ones. Topics, groups and keys of the benchmark have names of their own and are removed afterwards. Other work
-on the machine spoils rates, and hardly the ratios engine_over_model.
+[kafka], [redis] and [engine] of the settings count. Where these name both servers (or KAFKA_BOOTSTRAP_SERVERS and
+REDIS_URL do), those are used, else embedded ones. Topics, groups and keys of the benchmark have names of their own and
+are removed afterwards. Other work on the machine distorts the rates, but hardly the engine_over_model ratios.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from pipeline.records import StepStats
 from pipeline.registry import Registry
 from pipeline.servers import EmbeddedKafka, EmbeddedRedis, create_topics
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.state.redis import RedisStateStore
 from pipeline.wiring import (
     apply_threads,
@@ -115,12 +117,16 @@ THOROUGH = Effort(10_000, 20.0, 40.0, 30.0, 10.0, 15.0, 2, 1_500_000)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("--quick", action="store_true", help="under three minutes on two cores instead of about ten")
     parser.add_argument(
-        "--learner", action="store_true", help="only what a learner beside it costs the worker, on embedded servers"
+        "--quick", action="store_true", help="take under three minutes on two cores instead of about ten"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    parser.add_argument("--settings", type=Path, help="TOML file with [kafka], [redis] and [engine]")
+    parser.add_argument(
+        "--learner",
+        action="store_true",
+        help="measure only what a learner costs the worker beside it, on embedded servers",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    add_settings_option(parser)
     parser.add_argument("--streams", type=int, help=f"number of streams (default: {QUICK.streams})")
 
 

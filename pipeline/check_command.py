@@ -1,8 +1,8 @@
-"""``tidewatch check``: say whether settings, servers and model versions are as they must be; changes nothing.
+"""``tidewatch check``: check settings, servers and model versions before a worker runs; changes nothing.
 
-Reads the settings, tries the model version of every profile, asks Kafka for its topics (partitions, and whether they
-keep records for as long as rebuilding rows needs) and for the versions that committed offsets name, asks Redis for its
-policy and memory, says what so many streams need, measured on this machine in some seconds, and ends with a verdict.
+Reads the settings, tries the model version of every profile, asks Kafka about its topics (partitions, and whether they
+keep records for as long as rebuilding rows needs) and about the versions that committed offsets name, asks Redis about
+its policy and memory, measures for some seconds what so many streams need on this machine, and ends with a summary.
 
 Exit code 0: ready, perhaps with warnings; 1: there are problems, each with what to do about it; 2: wrong command line.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from models.row import has_season, has_week
-from pipeline.checks.finding import Facts, Finding, Level, ok, problem, verdict, warning
+from pipeline.checks.finding import Facts, Finding, Level, ok, problem, summary, warning
 from pipeline.checks.histories import check_histories
 from pipeline.checks.kafka import check_kafka
 from pipeline.checks.need import Need, check_needs, need_of
@@ -23,6 +23,7 @@ from pipeline.checks.row import cost_of, describe_row, gigabytes, layout_of
 from pipeline.checks.versions import check_versions
 from pipeline.errors import ConfigurationError
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.wiring import apply_threads, build_cluster, choose_device, fold_threads, security_options
 from pipeline.wording import table
 
@@ -42,19 +43,19 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to check."""
-    parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
+    add_settings_option(parser)
     parser.add_argument("--offline", action="store_true", help="connect to neither Kafka nor Redis")
     parser.add_argument(
         "--streams",
         metavar="N",
-        help="streams of each profile, or PROFILE=N,PROFILE=N; what they need and is not there is a problem "
-        "(default: engine.max_resident_streams of each, and warnings)",
+        help="streams per profile (N, or PROFILE=N,PROFILE=N); a shortfall is reported as a problem "
+        "(default: engine.max_resident_streams each, and a shortfall is only a warning)",
     )
-    parser.add_argument("--row", metavar="PROFILE", help="print the row layout of a profile and what it costs, no more")
+    parser.add_argument("--row", metavar="PROFILE", help="only print the row layout of a profile and what it costs")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print findings and a verdict.
+    """Print findings and a summary.
 
     Raises
     ------
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         settings = Settings.load(args.settings)
     except ConfigurationError as error:
         findings = _shown([problem("settings", str(error))])
-        print(verdict(findings, "everything else"))
+        print(summary(findings, "everything else"))
         return EXIT_PROBLEMS
     streams = streams_of(args.streams, settings)
     findings = _shown([_settings_finding(settings, args.settings), _device_finding(settings)])
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         findings += _shown(check_redis(settings, stream_bytes, facts))
     needs = _needs(settings, {name: streams[name] for name in stream_bytes if name in streams})
     findings += _shown(check_needs(needs, facts, warning if args.streams is None else problem))
-    print(verdict(findings, "connections" if args.offline else ""))
+    print(summary(findings, "connections" if args.offline else ""))
     return EXIT_PROBLEMS if any(finding.level is Level.PROBLEM for finding in findings) else EXIT_OK
 
 

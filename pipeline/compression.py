@@ -12,12 +12,11 @@ from models.pretrained import Weights
 from models.synthetic import plant
 from pipeline.offline import Offline
 from pipeline.profile import Profile
-from pipeline.records import VERDICTS, Scores
+from pipeline.records import ANOMALOUS, Scores
 from pipeline.sources.recording import RecordedStream
 
 SENSORS, FEWEST_STREAMS, OBSERVATIONS, SEED = 96, 12, 1500, 1
 INTERVAL_S = 300.0
-ANOMALOUS = VERDICTS.index("anomalous")
 
 
 @dataclass(frozen=True, slots=True)

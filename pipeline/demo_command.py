@@ -1,7 +1,7 @@
-"""``tidewatch demo``: the main job on this machine, with a real Kafka and a real Redis, in under a minute.
+"""``tidewatch demo``: show the main job on this machine, with a real Kafka and a real Redis, in under a minute.
 
 It starts both in a temporary folder, replays a real recording, a generated plant and a generated network with labelled
-faults through Kafka, lets a worker score them, and shows each alert as it opens. Ctrl-C ends it, and all it started.
+faults through Kafka, lets a worker score them, and shows each alert as it opens. Ctrl-C ends it and all it started.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ class Found:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where summary and picture go (runs/demo)")
-    parser.add_argument("--quick", action="store_true", help="an eighth of the streams")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder for summary and picture (default: runs/demo)"
+    )
+    parser.add_argument("--quick", action="store_true", help="use an eighth of the streams")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """The hot path: windows of many partitions in, scores and alerts out, rows folded in place.
 
 :meth:`Engine.absorb` is one batch: lay the windows out stream by stream, leave out what is late, cut the rest into
-calls of equal length, fold, and hand back what each partition may emit. No Kafka, no Redis, no formula.
+calls of equal length, fold, and hand back what each partition may emit (:mod:`pipeline.emission`). No Kafka, no
+Redis, no formula.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ import torch
 
 from models.config import HiddenOnSwap
 from models.step import Scorer, StepScores, Wanted, wants_evidence
-from pipeline.alerts import AlertPlace, build_alert, ended
-from pipeline.errors import DamagedSnapshot, RowAhead, UnknownSnapshot, VersionError
+from models.tail import WARM_UP
+from pipeline.emission import Ending, Endings, Folded, alerts_of, scores_of
+from pipeline.errors import ConfigurationError, DamagedSnapshot, RowAhead, UnknownSnapshot, VersionError
 from pipeline.observations import Detail, Observations, join, lay_out, turns
 from pipeline.profile import Profile
 from pipeline.records import (
     CONTROL_FORGET,
     CONTROL_NONE,
-    OPENED,
-    RESOLVED,
     Alert,
     Bool,
     Committed,
@@ -43,10 +43,10 @@ from pipeline.state.codec import Snapshots, decode_many, without_damaged
 logger = logging.getLogger(__name__)
 
 CALL_LENGTHS = (64, 16, 4, 1)
-"""Observations per call; a window is cut into these, longest first, and cuts change nothing (invariant 1)."""
+"""Observations per call; a window is cut into these, longest first, and cuts change nothing."""
 
-WARM_UP_OBSERVATIONS = 100
-"""Valid observations until a stream's first verdict, and until a rebuilt one is no longer partial (recipe.md)."""
+WARM_UP_OBSERVATIONS = int(WARM_UP)
+"""Valid observations until a stream's first verdict, and until a rebuilt one is no longer partial."""
 
 MAX_CALL_ROWS, MIN_CALL_ROWS = 16_384, 2048
 """Feature rows per call on a CPU: beyond the one a call leaves the cache, below the other most of it is overhead."""
@@ -76,20 +76,6 @@ class Absorbed:
     missing_values: int
     skipped_windows: int
     silent_observations: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """Where in a batch a row was wiped (before this window and index), and the episode that it held until then."""
-
-    window: int
-    index: float
-    peak: float
-    severity: int
-
-
-Endings = dict[int, list[Ending]]
-"""Endings of each slot, in time order."""
 
 
 class Engine:
@@ -156,7 +142,7 @@ class Engine:
             self._scorers[version] = self._load(version)
         return self._scorers[version]
 
-    def rows(self, version: str) -> ResidentRows:
+    def table(self, version: str) -> ResidentRows:
         """The table of a version, made when first asked for."""
         if version not in self._tables:
             self._tables[version] = ResidentRows(self._scorer(version), version, self._max_streams, self._device)
@@ -183,8 +169,8 @@ class Engine:
         old = self._version_of.get(partition)
         if old == version:
             return True
-        rows = self.rows(version)
-        if old is not None and not self._tables[old].move_to(rows, partition, self._hidden):
+        table = self.table(version)
+        if old is not None and not self._tables[old].move_to(table, partition, self._hidden):
             return False
         self._version_of[partition] = version
         in_use = set(self._version_of.values())
@@ -201,7 +187,7 @@ class Engine:
 
     def admit(
         self,
-        rows: ResidentRows,
+        table: ResidentRows,
         committed: Committed,
         partition: Partition,
         stream_ids: Sequence[str],
@@ -219,7 +205,7 @@ class Engine:
         """
         unknown = [stream for stream in stream_ids if stream not in values]
         warm_up = WARM_UP_OBSERVATIONS if committed.inexact_from is not None else 0
-        rows.admit_fresh(partition, unknown, warm_up)
+        table.admit_fresh(partition, unknown, warm_up)
         known = [stream for stream in stream_ids if stream in values]
         if not known:
             return
@@ -229,7 +215,7 @@ class Engine:
             raise
         except DamagedSnapshot:
             values = without_damaged(values)
-            rows.admit_fresh(partition, [stream for stream in known if stream not in values], WARM_UP_OBSERVATIONS)
+            table.admit_fresh(partition, [stream for stream in known if stream not in values], WARM_UP_OBSERVATIONS)
             known = [stream for stream in known if stream in values]
             found = list(decode_many([values[stream] for stream in known]))
         for indices, snapshots in found:
@@ -243,21 +229,21 @@ class Engine:
             if committed.inexact_from is not None:
                 headers["partial_left"][headers["position"] < committed.inexact_from] = WARM_UP_OBSERVATIONS
             if self.has_version(snapshots.model_version):
-                numbers = self._carried(snapshots, committed, rows)
+                numbers = self._carried(snapshots, committed, table)
             else:
                 logger.error("version %s of saved rows is gone: they start afresh", snapshots.model_version)
                 headers["partial_left"] = WARM_UP_OBSERVATIONS
-                numbers = rows.layout.fresh().repeat(len(streams), 1)
-            rows.admit(partition, streams, headers, numbers)
+                numbers = table.layout.fresh().repeat(len(streams), 1)
+            table.admit(partition, streams, headers, numbers)
 
-    def _carried(self, snapshots: Snapshots, committed: Committed, rows: ResidentRows) -> torch.Tensor:
+    def _carried(self, snapshots: Snapshots, committed: Committed, table: ResidentRows) -> torch.Tensor:
         """Saved rows ``(N, numbers)`` in this table's layout, through every version between, in their order."""
         numbers = torch.from_numpy(snapshots.rows.copy())
-        if snapshots.model_version == rows.version:
+        if snapshots.model_version == table.version:
             return numbers
         versions = [name for _, name in committed.history]
         chain = versions[versions.index(snapshots.model_version) + 1 :] if snapshots.model_version in versions else []
-        chain = [*chain[: chain.index(rows.version)], rows.version] if rows.version in chain else [rows.version]
+        chain = [*chain[: chain.index(table.version)], table.version] if table.version in chain else [table.version]
         layout = self._scorer(snapshots.model_version).layout
         for version in filter(self.has_version, chain):
             newer = self._scorer(version).layout
@@ -278,8 +264,26 @@ class Engine:
         version = self._version_of.get(partition)
         return list(stream_ids) if version is None else self._tables[version].release_saved(partition, stream_ids)
 
-    def absorb(self, rows: ResidentRows, shares: Sequence[Share], now_s: float) -> Absorbed:
-        """Fold the windows of several partitions, all resident in ``rows``, and say what may be emitted.
+    def absorb_fresh(self, parts: Mapping[Partition, Windows], version: str) -> Absorbed:
+        """Fold one batch under one version where nothing is loaded or saved: streams without a slot begin afresh.
+
+        Raises
+        ------
+        ConfigurationError
+            There are more streams than slots.
+        """
+        table = self.table(version)
+        table.begin_batch()
+        for partition, windows in parts.items():
+            self.bring_to(partition, version)
+            new = table.missing(partition, windows.stream_ids)
+            if not table.make_room(len(new)):
+                raise ConfigurationError(f"more than {table.max_streams} streams; raise engine.max_resident_streams")
+            table.admit_fresh(partition, new, 0)
+        return self.absorb(table, [Share(partition, windows, 0) for partition, windows in parts.items()], 0.0)
+
+    def absorb(self, table: ResidentRows, shares: Sequence[Share], now_s: float) -> Absorbed:
+        """Fold the windows of several partitions, all resident in ``table``, and say what may be emitted.
 
         Windows below their row's position are skipped; windows below ``emit_from``, and silent ones, give no output
         (protocol.md rule 13).
@@ -290,18 +294,20 @@ class Engine:
             Monotonic seconds, for the age of unsaved rows only.
         """
         windows = join([share.windows for share in shares])
-        slots = np.concatenate([rows.slots(share.partition, share.windows.stream_ids) for share in shares])
+        slots = np.concatenate([table.slots(share.partition, share.windows.stream_ids) for share in shares])
         share_of = np.repeat(np.arange(len(shares)), [len(share.windows) for share in shares])
-        taken = windows.offsets >= rows.header["position"][slots]
-        partial = rows.header["partial_left"][slots] > 0
-        batch = lay_out(windows, slots, taken, rows.header, int(rows.scorer.config.idle_reset_s * 1000))
+        taken = windows.offsets >= table.header["position"][slots]
+        partial = table.header["partial_left"][slots] > 0
+        batch = lay_out(windows, slots, taken, table.header, int(table.scorer.config.idle_reset_s * 1000))
         endings: Endings = defaultdict(list)
-        self._fold(rows, batch, endings)
-        self._note_positions(rows, windows, slots, taken, batch, endings, now_s)
+        self._fold(table, batch, endings)
+        self._note_positions(table, windows, slots, taken, batch, endings, now_s)
         emit_from = np.array([share.emit_from for share in shares], dtype=np.int64)[share_of]
         speaks = taken & ~windows.silent & (windows.offsets >= emit_from)
-        emitted = self._scores(rows, shares, windows, share_of, speaks, partial, batch)
-        alerts = self._alerts(rows, shares, windows, share_of, speaks, partial, batch, endings)
+        partitions = [share.partition for share in shares]
+        folded = Folded(table, partitions, windows, batch, share_of, speaks, partial, endings)
+        emitted = scores_of(folded, self.name)
+        alerts = alerts_of(folded, self.name, self.profile)
         return Absorbed(
             [scores for scores, _ in emitted],
             [batch.detail(cells, wants_evidence(self.detail)) for _, cells in emitted] if self.detail else [],
@@ -313,52 +319,52 @@ class Engine:
             silent_observations=int((~speaks[batch.window]).sum()),
         )
 
-    def _fold(self, rows: ResidentRows, batch: Observations, endings: Endings) -> None:
+    def _fold(self, table: ResidentRows, batch: Observations, endings: Endings) -> None:
         """Run every stream's observations through the scorer, in calls of equal length."""
         for turn in turns(batch):
             fresh = batch.fresh[turn.first]
             if fresh.any():
                 cells = turn.first[fresh]
-                _wipe(rows, turn.slot[fresh], batch.window[cells], batch.index[cells] - 0.5, endings)
+                _wipe(table, turn.slot[fresh], batch.window[cells], batch.index[cells] - 0.5, endings)
             at, left = turn.first.copy(), turn.length.copy()
             for length in CALL_LENGTHS:
                 while len(due := np.flatnonzero(left >= length)):
-                    self._call(rows, batch, turn.slot[due], at[due], length)
+                    self._call(table, batch, turn.slot[due], at[due], length)
                     at[due] += length
                     left[due] -= length
 
-    def _call(self, rows: ResidentRows, batch: Observations, slots: Int64, first: Int64, length: int) -> None:
+    def _call(self, table: ResidentRows, batch: Observations, slots: Int64, first: Int64, length: int) -> None:
         """Fold ``length`` observations of each of these streams: on a GPU at once, else in tiles that stay in cache.
 
         Tiles touch different rows, so threads may share them out: no result depends on it.
         """
         if self._on_gpu:
-            per_tile = max(1, MAX_GPU_CALL_ROWS // rows.layout.features)
+            per_tile = max(1, MAX_GPU_CALL_ROWS // table.layout.features)
         else:
-            per_tile = tile_streams(len(slots), rows.layout.features, self._threads)
+            per_tile = tile_streams(len(slots), table.layout.features, self._threads)
         tiles = [slice(start, start + per_tile) for start in range(0, len(slots), per_tile)]
 
         def fold(tile: slice) -> tuple[Int64, StepScores]:
-            return self._fold_tile(rows, batch, slots[tile], first[tile], length)
+            return self._fold_tile(table, batch, slots[tile], first[tile], length)
 
         found = map(fold, tiles) if self._tilers is None or len(tiles) < 2 else self._tilers.map(fold, tiles)
         for tile, (where, scores) in zip(tiles, found, strict=True):
             batch.keep(where, scores)
-            rows.header["last_event_ms"][slots[tile]] = batch.times_ms[where[-1]]
+            table.header["last_event_ms"][slots[tile]] = batch.times_ms[where[-1]]
 
     def _fold_tile(
-        self, rows: ResidentRows, batch: Observations, slots: Int64, first: Int64, length: int
+        self, table: ResidentRows, batch: Observations, slots: Int64, first: Int64, length: int
     ) -> tuple[Int64, StepScores]:
         """Scores of one tile, and where its cells (S, N) lie in the batch."""
         where = first[None, :] + np.arange(length)[:, None]
         padding = 0 if self._on_gpu else -len(slots) % SCRATCH  # a recorded fold has room of its own
         padded = np.concatenate([slots, np.arange(padding)]) if padding else slots
         cells = np.concatenate([where, np.repeat(where[:, :1], padding, axis=1)], axis=1) if padding else where
-        last_ms = rows.header["last_event_ms"][padded]
+        last_ms = table.header["last_event_ms"][padded]
         if padding:  # scratch rows repeat the first stream's observations from whatever they hold
             last_ms[-padding:] = -1
-        scores = rows.scorer.score(
-            rows.rows,
+        scores = table.scorer.score(
+            table.rows,
             torch.from_numpy(padded),
             torch.from_numpy(batch.values[cells]),
             torch.from_numpy(batch.times_ms[cells]),
@@ -369,7 +375,7 @@ class Engine:
 
     def _note_positions(
         self,
-        rows: ResidentRows,
+        table: ResidentRows,
         windows: Windows,
         slots: Int64,
         taken: Bool,
@@ -378,147 +384,36 @@ class Engine:
         now_s: float,
     ) -> None:
         """Move positions over every window taken, late ones and control records included."""
-        rows.forgotten[slots[taken]] = False
+        table.forgotten[slots[taken]] = False
         for window in np.flatnonzero(taken & (windows.control != CONTROL_NONE)).tolist():
             batch.controls.append((int(slots[window]), window))
             if not (taken[window + 1 :] & (slots[window + 1 :] == slots[window])).any():
-                _wipe(rows, slots[window : window + 1], np.array([window]), np.array([-1.0]), endings)
-                rows.forgotten[slots[window]] = windows.control[window] == CONTROL_FORGET
-        rows.mark_absorbed(slots[taken], windows.offsets[taken], now_s)
-        np.maximum.at(rows.header["last_record_ms"], slots[taken], windows.record_ms[taken])
-        warming = rows.header["partial_left"][batch.slot] > 0
+                _wipe(table, slots[window : window + 1], np.array([window]), np.array([-1.0]), endings)
+                table.forgotten[slots[window]] = windows.control[window] == CONTROL_FORGET
+        table.mark_absorbed(slots[taken], windows.offsets[taken], now_s)
+        np.maximum.at(table.header["last_record_ms"], slots[taken], windows.record_ms[taken])
+        warming = table.header["partial_left"][batch.slot] > 0
         if warming.any():
-            valid = np.bincount(batch.slot[~np.isnan(batch.values).all(axis=1)], minlength=len(rows.header))
-            rows.header["partial_left"] = np.maximum(0, rows.header["partial_left"] - valid)
-
-    def _scores(
-        self,
-        rows: ResidentRows,
-        shares: Sequence[Share],
-        windows: Windows,
-        share_of: Int64,
-        speaks: Bool,
-        partial: Bool,
-        batch: Observations,
-    ) -> list[tuple[Scores, Int64]]:
-        """One Scores per partition that has something to say, observations in its records' order, and their cells."""
-        spoken = np.flatnonzero(speaks[batch.window])
-        spoken = spoken[np.argsort(batch.window[spoken], kind="stable")]
-        lengths = np.bincount(batch.window[spoken], minlength=len(windows))
-        ends = np.searchsorted(share_of[batch.window[spoken]], np.arange(len(shares)), side="right")
-        out = []
-        for number, share in enumerate(shares):
-            cells = spoken[ends[number - 1] if number else 0 : ends[number]]
-            if not len(cells):
-                continue
-            mine = np.flatnonzero((lengths > 0) & (share_of == number))
-            scores = Scores(
-                share.partition,
-                self.name,
-                rows.version,
-                rows.scorer.signals,
-                [windows.stream_ids[window] for window in mine.tolist()],
-                windows.offsets[mine],
-                lengths[mine],
-                batch.times_ms[cells],
-                batch.score[cells],
-                batch.threshold[cells],
-                batch.verdict[cells],
-                batch.signal[cells],
-                batch.feature[cells],
-                batch.imputed[cells],
-                partial[mine],
-            )
-            out.append((scores, cells))
-        return out
-
-    def _alerts(
-        self,
-        rows: ResidentRows,
-        shares: Sequence[Share],
-        windows: Windows,
-        share_of: Int64,
-        speaks: Bool,
-        partial: Bool,
-        batch: Observations,
-        endings: Endings,
-    ) -> list[Alert]:
-        """The alert events of this batch, each stream's in time order; onsets are kept in the header.
-
-        Where a stream begins anew, by a control record or after a long silence, the alert that was open is resolved,
-        with the figures of the row that was wiped: this event may be the only one of the alert that a reader keeps.
-        """
-        events: list[tuple[int, int, float, int | None, int, Mapping[str, npt.NDArray[Any]]]] = [
-            (int(batch.slot[cell]), int(batch.window[cell]), float(batch.index[cell]), cell, row, arrays)
-            for cells, found, arrays in batch.evidence
-            for cell, row in zip(cells.tolist(), found.tolist(), strict=True)
-            if batch.event[cell]
-        ]
-        begun = {event[0] for event in events}
-        anew = [(slot, window, -1.0) for slot, window in batch.controls]
-        fresh = np.flatnonzero(batch.fresh)
-        anew += zip(batch.slot[fresh].tolist(), batch.window[fresh].tolist(), batch.index[fresh] - 0.5, strict=True)
-        events += [
-            (*place, None, 0, {}) for place in anew if place[0] in begun or rows.header["onset_offset"][place[0]] >= 0
-        ]
-        alerts = []
-        for slot, window, index, cell, row, arrays in sorted(events, key=lambda event: event[:3]):
-            header = rows.header[slot : slot + 1]
-            event = RESOLVED if cell is None else int(batch.event[cell])
-            if event == OPENED:
-                header["onset_offset"], header["onset_index"] = windows.offsets[window], int(index)
-                header["onset_ms"] = batch.times_ms[cell]
-            elif header["onset_offset"][0] < 0:
-                continue  # nothing was open
-            if speaks[window]:
-                place = AlertPlace(
-                    shares[int(share_of[window])].partition,
-                    windows.stream_ids[window],
-                    int(windows.offsets[window]),
-                    max(0, math.ceil(index)),
-                    int(windows.record_ms[window] if cell is None else batch.times_ms[cell]),
-                    int(header["onset_offset"][0]),
-                    int(header["onset_index"][0]),
-                    int(header["onset_ms"][0]),
-                    bool(partial[window]),
-                )
-                if cell is None:
-                    found = ended(*_worst_of(endings[slot], window, index))
-                else:
-                    found = batch.cell(cell, row, arrays, rows.scorer.signals)
-                alerts.append(build_alert(self.name, self.profile, rows.version, place, found))
-            if event == RESOLVED:
-                header["onset_offset"] = header["onset_index"] = header["onset_ms"] = -1
-        return sorted(alerts, key=lambda alert: (alert.partition, alert.offset, alert.index))
+            valid = np.bincount(batch.slot[~np.isnan(batch.values).all(axis=1)], minlength=len(table.header))
+            table.header["partial_left"] = np.maximum(0, table.header["partial_left"] - valid)
 
 
 def _wipe(
-    rows: ResidentRows, slots: Int64, window: Int64, index: npt.NDArray[np.floating[Any]], endings: Endings
+    table: ResidentRows, slots: Int64, window: Int64, index: npt.NDArray[np.floating[Any]], endings: Endings
 ) -> None:
     """Make rows fresh before these windows and indices, and note what those with a past held.
 
     A new stream has no past, so that the device is waited for only where something ends.
     """
-    past = np.flatnonzero(rows.header["last_event_ms"][slots] >= 0)
+    past = np.flatnonzero(table.header["last_event_ms"][slots] >= 0)
     if len(past):
-        peak, severity = (rows.layout.columns(name).start for name in ("life.peak", "life.severity"))
-        entity = rows.rows.entity
+        peak, severity = (table.layout.columns(name).start for name in ("life.peak", "life.severity"))
+        entity = table.rows.entity
         held = entity[torch.from_numpy(slots[past]).to(entity.device)][:, [peak, severity]].tolist()  # device sync
         for at, (worst, grade) in zip(past.tolist(), held, strict=True):
             endings[int(slots[at])].append(Ending(int(window[at]), float(index[at]), worst, int(grade)))
-    rows.rows.clear(torch.from_numpy(slots))
-    rows.header["last_event_ms"][slots] = -1
-
-
-def _worst_of(endings: Sequence[Ending], window: int, index: float) -> tuple[float, int]:
-    """Peak and severity of the episode that ends here; a control record's row is wiped with what comes after it.
-
-    Nothing is known where the row had no past: its weights were gone, and it began afresh with its alert open.
-    """
-    for ending in endings:
-        if (ending.window, ending.index) >= (window, index):
-            return ending.peak, ending.severity
-    return 0.0, 0
+    table.rows.clear(torch.from_numpy(slots))
+    table.header["last_event_ms"][slots] = -1
 
 
 def tile_streams(streams: int, features: int, threads: int) -> int:

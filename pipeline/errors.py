@@ -22,6 +22,10 @@ TidewatchError
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from pipeline.records import Partition
+
 
 class TidewatchError(Exception):
     """Root of everything Tidewatch raises on purpose."""
@@ -30,21 +34,28 @@ class TidewatchError(Exception):
 
 
 class TransientError(TidewatchError):
-    """The other side is away; the same call may succeed later."""
+    """The other side, ``server``, is away; the same call may succeed later."""
 
     retriable = True
+    server: ClassVar[str]
 
 
 class BrokerAway(TransientError):
     """Kafka does not answer in time, or asks to try again."""
 
+    server = "kafka"
+
 
 class StoreAway(TransientError):
     """The state store does not answer; what was asked may or may not have happened."""
 
+    server = "redis"
+
 
 class RegistryAway(TransientError):
     """A file of the registry is there and cannot be read: a hiccup of its volume, not a version that is gone."""
+
+    server = "registry"
 
 
 class DecodeError(TidewatchError):
@@ -52,9 +63,9 @@ class DecodeError(TidewatchError):
 
 
 class OwnershipError(TidewatchError):
-    """Our view of a partition is over; ``partition`` is (topic, number) where one is meant."""
+    """Our view of a partition is over; ``partition`` is ``None`` where not one alone is meant."""
 
-    def __init__(self, message: str, partition: tuple[str, int] | None = None) -> None:
+    def __init__(self, message: str, partition: Partition | None = None) -> None:
         super().__init__(message)
         self.partition = partition
 
@@ -70,7 +81,7 @@ class StateLost(OwnershipError):
 class RowAhead(OwnershipError):
     """A saved row has records below ``position`` in it, and the group's offset is below that (protocol.md rule 23)."""
 
-    def __init__(self, message: str, partition: tuple[str, int], position: int) -> None:
+    def __init__(self, message: str, partition: Partition, position: int) -> None:
         super().__init__(message, partition)
         self.position = position
 
@@ -90,7 +101,7 @@ class WorkerFenced(TidewatchError):
 class OffsetsGone(TidewatchError):
     """The log no longer holds the offsets asked for."""
 
-    def __init__(self, message: str, partitions: tuple[tuple[str, int], ...] = ()) -> None:
+    def __init__(self, message: str, partitions: tuple[Partition, ...] = ()) -> None:
         super().__init__(message)
         self.partitions = partitions
 

@@ -1,16 +1,16 @@
-"""``tidewatch evaluate``: how good the detection is on labelled recordings, beside controls.
+"""``tidewatch evaluate``: measure detection on labelled recordings, compared with controls.
 
 Labelled series of a folder with a manifest go through the production engine with the production configuration, all
-series of one kind side by side, and so do the controls: last value, an untrained network and linear lags (AR),
-random scores; two detectors of the river package stand beside them. Reported are the NAB score (three
-profiles, one threshold for the corpus), VUS-PR and AUC-PR, events found with delay, precision and F1, false alarms per
-stream and day, realised over budgeted false alarms where nothing happens (generated plants among them), and how often
-an alert names a true cause among its first five features; with bootstrap intervals over series, for every series,
-data set, domain and overall. Rows are never point-adjusted.
+series of one kind side by side. So do the controls: last value, an untrained network, linear lags (AR) and random
+scores; two detectors of the river package are compared as well. The results are the NAB score (three profiles, one
+threshold for the corpus), VUS-PR and AUC-PR, events found with delay, precision and F1, false alarms per stream and
+day, realised over budgeted false alarms where nothing happens (generated plants among them), and how often an alert
+names a true cause among its first five features: for every series, data set and domain and overall, with bootstrap
+intervals over series. Rows are never point-adjusted.
 
---quick takes a fixed, representative part. Several --predictor give means over their weights: pretraining is judged
-over seeds. --compare A.toml B.toml replays one recording, labelled or not, under two configurations and says which
-alerts appear, disappear or move, and how many would have fired in its last 30 days.
+--quick takes a fixed, representative part. With several --predictor the figures are means over their weights, because
+pretraining is judged over seeds. --compare A.toml B.toml replays one recording, labelled or not, under two
+configurations and says which alerts appear, disappear or move, and how many would have fired in its last 30 days.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from rich.table import Column, Table
 
 from pipeline.errors import ConfigurationError
 from pipeline.evaluate.compare import Difference, Raised, differences, raised_by, read_for
-from pipeline.evaluate.controls import CONTROLS, SERVED, Contender
+from pipeline.evaluate.contenders import BASELINES, SERVED, Contender
 from pipeline.evaluate.generated import plant_entries
 from pipeline.evaluate.judge import SeriesResult
 from pipeline.evaluate.plan import PLANTS
@@ -67,25 +67,35 @@ SHOWN_ALERTS = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("recording", type=Path, help="folder with a manifest; with --compare any recording")
-    parser.add_argument("--quick", action="store_true", help="a fixed part, in under three minutes on two cores")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="data sets or patterns of series")
+    parser.add_argument("recording", type=Path, help="folder with a manifest; with --compare: any recording")
+    parser.add_argument(
+        "--quick", action="store_true", help="evaluate a fixed part, in under three minutes on two cores"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="only these data sets, or series that match these patterns",
+    )
     parser.add_argument(
         "--predictor", nargs="+", default=["gru"], metavar="NAME",
-        help="gru, lstm, gru32 or the path of a version folder; of several the figures are means",
+        help="gru, lstm, gru32 or the path of a version folder; with several, figures are means over them",
     )  # fmt: skip
-    parser.add_argument("--light", action="store_true", help="the narrow row")
+    parser.add_argument("--light", action="store_true", help="use the light row")
     parser.add_argument(
-        "--controls", nargs="*", choices=[contender.name for contender in CONTROLS], default=None,
-        help="which controls to run (default: all; with --quick all but untrained and lags)",
+        "--controls", nargs="*", choices=[contender.name for contender in BASELINES], default=None,
+        help="controls to run (default: all; with --quick all but untrained and lags)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write all figures")
     parser.add_argument("--report", type=Path, help="write a page with tables and pictures (default: report.html)")
-    parser.add_argument("--no-pictures", action="store_true", help="no pictures, no report unless --report is given")
+    parser.add_argument(
+        "--no-pictures", action="store_true", help="no pictures, and no report unless --report is given"
+    )
     parser.add_argument("--markdown", type=Path, help="write the tables as Markdown")
-    parser.add_argument("--processes", type=int, help="processes (default: one for each core)")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two settings files on one replay")
-    parser.add_argument("--profile", help="with --compare: the profile's name, where several would fit")
+    parser.add_argument("--processes", type=int, help="number of processes (default: one for each core)")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two settings files to replay under")
+    parser.add_argument("--profile", help="with --compare: which profile, where several would fit")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compare is not None:
         return _compare(args, console)
     started = time.monotonic()
-    contenders = (SERVED, *_controls(args))
+    contenders = (SERVED, *_baselines(args))
     knobs = [
         Profile(topics=("recording",), features=("value",), predictor=predictor, light=args.light)
         for predictor in args.predictor
@@ -146,10 +156,10 @@ def _page(args: argparse.Namespace) -> Path | None:
     return args.report or (Path("report.html") if has_page else None)
 
 
-def _controls(args: argparse.Namespace) -> list[Contender]:
+def _baselines(args: argparse.Namespace) -> list[Contender]:
     if args.controls is not None:
-        return [contender for contender in CONTROLS if contender.name in args.controls]
-    return [contender for contender in CONTROLS if contender.is_quick or not args.quick]
+        return [contender for contender in BASELINES if contender.name in args.controls]
+    return [contender for contender in BASELINES if contender.is_quick or not args.quick]
 
 
 def _entries(args: argparse.Namespace) -> list[Entry]:

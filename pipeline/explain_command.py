@@ -1,8 +1,8 @@
-"""``tidewatch explain``: why this alert, and why no alert; from a recording or from Kafka.
+"""``tidewatch explain``: explain why there was an alert, or why there was none, from a recording or from Kafka.
 
-The stream is scored once more by the production engine, from its first observation on, with everything kept that stands
-behind each score: what was expected, the evidence, the gate, the threshold and the controller. A table and a sentence
-tell it for the time asked about, and --png draws it. Nothing is written anywhere else, no group is joined.
+The production engine scores the stream once more, from its first observation on, and keeps all that stands behind each
+score: what was expected, the evidence, the gate, the threshold and the controller. A table and a sentence explain the
+time asked about, and --png draws it. Nothing else is written, and no group is joined.
 
 From Kafka, records are scored with the model versions that scored them first, where the group's committed offsets and
 the registry still know them.
@@ -21,12 +21,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline.engine import Absorbed
+from pipeline.epoch import iso_time, parse_time
 from pipeline.errors import ConfigurationError, DecodeError
 from pipeline.explanation import Explanation, collect, sentence, with_recorded_versions
 from pipeline.offline import Offline
 from pipeline.partition import from_offset
 from pipeline.plots import Span, draw_explanation, utc
-from pipeline.records import EVENTS, VERDICTS, Bool, Committed, Partition, Windows
+from pipeline.records import ANOMALOUS, EVENTS, VERDICTS, Committed, Partition, Windows
 from pipeline.registry import Registry
 from pipeline.replay.inputs import (
     KAFKA,
@@ -41,10 +42,10 @@ from pipeline.replay.inputs import (
     profile_of_raw,
 )
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.sources.record_file import is_record_file
 from pipeline.sources.recording import RecordedStream
-from pipeline.topics.base import parse_time
-from pipeline.wire import decode_many, iso_time
+from pipeline.wire import decode_many
 from pipeline.wiring import apply_threads, build_cluster, build_engine, choose_device
 from pipeline.wording import against, printable
 
@@ -68,8 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--kafka", metavar="TOPIC", help="topic, or TOPIC@FROM..TO with offsets or times")
     parser.add_argument("--before", type=int, default=10, metavar="N", help="observations shown before (default: 10)")
     parser.add_argument("--after", type=int, default=10, metavar="N", help="observations shown after (default: 10)")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw it; the picture shows twelve times as much")
-    parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="draw it to this file, with twelve times as many observations"
+    )
+    add_settings_option(parser)
     parser.add_argument("--profile", metavar="NAME", help="score by this profile (default: the one that fits)")
 
 
@@ -136,7 +139,7 @@ def table_of(shown: Explanation, at: int) -> Table:
         table.add_column(name, justify=justify, no_wrap=True)
     for i in range(len(shown)):
         cells = _cells(shown, i, is_single)
-        style = "bold reverse" if i == at else "red" if VERDICTS[int(shown.verdict[i])] == "anomalous" else ""
+        style = "bold reverse" if i == at else "red" if shown.verdict[i] == ANOMALOUS else ""
         table.add_row(*(cells if several else [cells[0], *cells[2:]]), style=style)
     return table
 
@@ -272,20 +275,4 @@ def _windows_of(raw: RawInput, stream: str, profile: str, settings: Settings) ->
                 windows, _ = decode_many(mine, partition, settings.profiles[profile], settings.limits)
                 kept = np.array([name == stream for name in windows.stream_ids], np.bool_)
                 if kept.any():
-                    yield partition, _only(windows, kept)
-
-
-def _only(windows: Windows, kept: Bool) -> Windows:
-    if kept.all():
-        return windows
-    cells, numbers = np.repeat(kept, windows.lengths), np.flatnonzero(kept)
-    return Windows(
-        stream_ids=[windows.stream_ids[number] for number in numbers.tolist()],
-        offsets=windows.offsets[numbers],
-        record_ms=windows.record_ms[numbers],
-        lengths=windows.lengths[numbers],
-        silent=windows.silent[numbers],
-        control=windows.control[numbers],
-        times_ms=windows.times_ms[cells],
-        values=windows.values[cells],
-    )
+                    yield partition, windows.only(kept)

@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from models.evidence.single import GATE_FULL
-from pipeline.engine import Absorbed, Engine, Share
+from models.tail import LN10
+from pipeline.engine import Absorbed, Engine
 from pipeline.errors import ConfigurationError
 from pipeline.observations import Detail
 from pipeline.partition import version_at
 from pipeline.records import (
-    DISPLACEMENT,
+    ANOMALOUS,
+    DISPLACEMENT_SIGNAL,
     EVENTS,
-    VERDICTS,
+    MISSING,
+    WARMING_UP,
     WITH_USUAL_LEVEL,
     Bool,
     Committed,
@@ -31,14 +34,13 @@ from pipeline.records import (
 )
 from pipeline.wording import number
 
-LN10 = math.log(10.0)
-LEVEL, ACTIVITY, STILLNESS, JUMP = "level", "activity", "stillness", "jump"
+LEVEL_SIGNAL = "level"
 SIGNAL_WORDS = {
-    LEVEL: "a level that the stream has not had before",
-    ACTIVITY: "moves of a kind that the forecast keeps missing",
-    DISPLACEMENT: "a level that stays away from where it used to be",
-    STILLNESS: "moves that have become smaller or rarer than they used to be",
-    JUMP: "several features that leave their forecasts together",
+    LEVEL_SIGNAL: "a level that the stream has not had before",
+    "activity": "moves of a kind that the forecast keeps missing",
+    DISPLACEMENT_SIGNAL: "a level that stays away from where it used to be",
+    "stillness": "moves that have become smaller or rarer than they used to be",
+    "jump": "several features that leave their forecasts together",
     "values": "values that do not go together as they used to",
     "residuals": "forecast errors that do not go together as they used to",
     "means": "levels of late that do not go together as they used to",
@@ -196,25 +198,20 @@ def with_recorded_versions(
     while begin < len(windows):
         version = versions[begin]
         end = next((i for i in range(begin, len(windows)) if versions[i] != version), len(windows))
-        engine.bring_to(partition, version)
-        rows = engine.rows(version)
-        rows.begin_batch()
-        part = windows.part(begin, end)
-        rows.admit_fresh(partition, rows.missing(partition, part.stream_ids), 0)
-        yield engine.absorb(rows, [Share(partition, part, 0)], 0.0)
+        yield engine.absorb_fresh({partition: windows.part(begin, end)}, version)
         begin = end
 
 
 def sentence(e: Explanation, at: int) -> str:
     """Why there was an alert at this observation, or why there was none, in plain words."""
-    verdict = VERDICTS[int(e.verdict[at])]
+    verdict = int(e.verdict[at])
     score, threshold = float(e.score[at]), float(e.threshold[at])
-    if verdict == "missing":
+    if verdict == MISSING:
         return "Every value of this observation is missing, so there is nothing to score."
-    if verdict == "warming_up":
+    if verdict == WARMING_UP:
         return "The stream was still warming up: it is judged from its 100th valid observation on."
     cause, numbers = _cause(e, at), f"score {score:.2f}, threshold {threshold:.2f}"
-    if verdict == "anomalous":
+    if verdict == ANOMALOUS:
         event = EVENTS[int(e.event[at])]
         opening = {"opened": "An alert opened here", "updated": "An open alert got worse here"}.get(event, "Anomalous")
         return f"{opening} ({numbers}): {cause}.{_raised(e, at)}"
@@ -230,7 +227,7 @@ def _cause(e: Explanation, at: int) -> str:
     usual = number(float(e.usual[at, strongest]), float(e.band_high[at, strongest] - e.band_low[at, strongest]))
     against = "what was expected"
     if name in WITH_USUAL_LEVEL:
-        against = f"the usual {usual}" if name == DISPLACEMENT else f"the {usual} that the others ask for"
+        against = f"the usual {usual}" if name == DISPLACEMENT_SIGNAL else f"the {usual} that the others ask for"
     side = {-1: f", below {against}", 1: f", above {against}", 0: ""}[int(e.direction[at])]
     about = "" if len(e.features) == 1 else f", most of all {feature}" if is_entity else f" in {feature}"
     return f"{SIGNAL_WORDS.get(name, 'nothing in particular')} ({name}){about}{side}{_gate(e, at, name)}"
@@ -238,7 +235,7 @@ def _cause(e: Explanation, at: int) -> str:
 
 def _gate(e: Explanation, at: int, signal: str) -> str:
     opening = float(e.opening[at, e.strongest_feature(at)])
-    if signal != LEVEL or not math.isfinite(opening):
+    if signal != LEVEL_SIGNAL or not math.isfinite(opening):
         return ""
     if opening >= 1.0:
         return "; the gate let all of it count, for the forecast had not seen it coming"

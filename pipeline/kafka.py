@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
 
 from pipeline.errors import BrokerAway, ConfigurationError, OffsetsGone, TidewatchError, WorkerFenced
+from pipeline.records import Partition
 
 Client = TypeVar("Client")
 
@@ -94,6 +96,39 @@ def connect(client: Callable[..., Client], *args: str, **options: Any) -> tuple[
         raise error from exc
 
 
+class Presence:
+    """Whether a broker has been there of late, for readers whose client answers nothing with silence.
+
+    Parameters
+    ----------
+    network
+        The client's network side.
+    patience_s
+        So long may every broker be away.
+    """
+
+    def __init__(self, network: KafkaNetClient, patience_s: float) -> None:
+        self._network, self._patience_s = network, patience_s
+        self._last_seen_s = time.monotonic()
+
+    def check(self, something_came: bool) -> None:
+        """Look once more, after a poll.
+
+        Raises
+        ------
+        BrokerAway
+            None has been connected for ``patience_s``.
+        """
+        now_s = time.monotonic()
+        if something_came or self._is_connected():
+            self._last_seen_s = now_s
+        elif now_s - self._last_seen_s > self._patience_s:
+            raise BrokerAway(f"no broker has been connected for {self._patience_s:g} s")
+
+    def _is_connected(self) -> bool:
+        return any(self._network.connected(broker.node_id) for broker in self._network.cluster.brokers())
+
+
 def _hint(options: Mapping[str, Any]) -> str:
     """What to look at where somebody listens and no conversation comes about.
 
@@ -124,9 +159,9 @@ def mapped(exc: Exception, doing: str) -> TidewatchError:
     if isinstance(exc, kafka_errors.FencedInstanceIdError):
         return WorkerFenced(f"{text} (a live process has this worker's group instance id)")
     if isinstance(exc, kafka_errors.OffsetOutOfRangeError):
-        return OffsetsGone(text, tuple((p.topic, p.partition) for p in exc.args[0]))
+        return OffsetsGone(text, tuple(Partition(*p) for p in exc.args[0]))
     if isinstance(exc, kafka_errors.LogTruncationError):
-        return OffsetsGone(text, tuple((p.topic, p.partition) for p in exc.divergent_offsets))
+        return OffsetsGone(text, tuple(Partition(*p) for p in exc.divergent_offsets))
     if isinstance(exc, MISCONFIGURED):
         return ConfigurationError(text)
     if isinstance(exc, (kafka_errors.KafkaError, OSError)):

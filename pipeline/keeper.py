@@ -10,14 +10,13 @@ from dataclasses import replace
 
 from pipeline.clock import Clock
 from pipeline.engine import Engine
-from pipeline.partition import PartitionState, State
+from pipeline.partition import PartitionState, Phase
 from pipeline.records import Partition
 from pipeline.resident import Image, ResidentRows
 from pipeline.saver import SaveJob, Saver
 from pipeline.state.base import StateStore
 from pipeline.state.codec import decode_headers, without_damaged
 
-MIN_IMAGES_PER_COMMIT = 256
 SWEEP_POLL_S = 60.0
 SWEEP_SLICE = 500
 
@@ -27,13 +26,24 @@ class Keeper:
 
     Parameters
     ----------
+    store, engines, clock
+        As the worker's; the store is called from the saving thread, too.
     save_interval_s
         Target age of saved rows.
+    min_images_per_commit
+        Unsaved rows copied at every commit, where there are so many.
     """
 
-    def __init__(self, store: StateStore, engines: Mapping[str, Engine], clock: Clock, save_interval_s: float) -> None:
+    def __init__(
+        self,
+        store: StateStore,
+        engines: Mapping[str, Engine],
+        clock: Clock,
+        save_interval_s: float,
+        min_images_per_commit: int,
+    ) -> None:
         self._store, self._engines, self._clock = store, engines, clock
-        self._save_interval_s = save_interval_s
+        self._save_interval_s, self._min_images_per_commit = save_interval_s, min_images_per_commit
         self._saver = Saver(store, clock)
         self._last_images_s = clock.monotonic()
         self._sweep_due_s = clock.monotonic() + SWEEP_POLL_S
@@ -58,7 +68,7 @@ class Keeper:
         for engine in self._engines.values():
             for rows in engine.tables():
                 mine = {p: s for p, s in partitions.items() if s.is_folding and engine.version_of(p) == rows.version}
-                quota = None if everything else rows.save_quota(share, MIN_IMAGES_PER_COMMIT)
+                quota = None if everything else rows.save_quota(share, self._min_images_per_commit)
                 jobs.extend(self._jobs(rows, mine, quota, everything))
         return jobs
 
@@ -109,9 +119,15 @@ class Keeper:
             self.collect(partitions, 0.05)
         return not self._saver.pending
 
-    def unsaved_age_s(self) -> float:
+    def behind_s(self) -> float:
         """Seconds for which the oldest submitted image has been waiting for the store."""
         return 0.0 if self._saver.oldest_s is None else self._clock.monotonic() - self._saver.oldest_s
+
+    def unsaved_age_s(self) -> float:
+        """Seconds for which the oldest state not yet saved has been waiting, on the device or on its way."""
+        now = self._clock.monotonic()
+        tables = [rows for engine in self._engines.values() for rows in engine.tables()]
+        return max([self.behind_s(), *(rows.unsaved_age_s(now) for rows in tables)])
 
     @property
     def is_saving(self) -> bool:
@@ -130,7 +146,7 @@ class Keeper:
             return
         self._sweep_due_s = now + SWEEP_POLL_S
         for partition, state in partitions.items():
-            if state.state is not State.LIVE or state.owned is None:
+            if state.phase is not Phase.LIVE or state.owned is None:
                 continue
             cursor, found = self._store.scan(state.owned.key, self._sweep_cursor.get(partition, 0), SWEEP_SLICE)
             self._sweep_cursor[partition] = cursor

@@ -12,20 +12,20 @@ import argparse
 import logging
 import os
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 
 from models.learner import renewed
 from pipeline.clock import SystemClock
-from pipeline.errors import CannotLearnError, ConfigurationError, OffsetsGone, TransientError
+from pipeline.errors import CannotLearnError, ConfigurationError
 from pipeline.health import Health
 from pipeline.learning.course import Course, Renew
 from pipeline.learning.learner import Learner, Reading
 from pipeline.learning.metrics import LearnerMetrics
-from pipeline.notify.kafka import Bookmark
 from pipeline.registry import Registry
+from pipeline.serving import serve
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.stopping import Stopping
 from pipeline.topics.base import Instant
 from pipeline.topics.kafka import Cluster
@@ -34,7 +34,6 @@ from pipeline.wiring import build_cluster, build_messages, choose_device
 
 logger = logging.getLogger(__name__)
 
-RETRY_S = 2.0
 NICENESS = 19
 """The most polite: beside a worker that needs all cores it gets a hundredth of one."""
 BUSY_S = 900.0
@@ -43,9 +42,7 @@ BUSY_S = 900.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The learner's own options; everything else is settings."""
-    parser.add_argument(
-        "--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles serve"
-    )
+    add_settings_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,16 +56,7 @@ def run(args: argparse.Namespace) -> int:
         logger.info("http address=%s", health.address)
         cluster = build_cluster(settings)
         courses = build_courses(settings, cluster)
-        while not stopping.is_asked:
-            try:
-                _learn(settings, cluster, courses, metrics, health, stopping)
-            except TransientError as error:
-                logger.warning("waiting: %s", error)
-                health.set_ready(False, f"waiting for kafka: {error}")
-                stopping.wait(RETRY_S)
-            except OffsetsGone as error:
-                logger.info("opening again where the log begins now: %s", error)
-                stopping.wait(RETRY_S)
+        serve(lambda: _learn(settings, cluster, courses, metrics, health, stopping), health, stopping)
     return 0
 
 
@@ -120,9 +108,7 @@ def build_learner(
         Kafka does not answer; a topic is missing.
     """
     clock, rules = SystemClock(), settings.learner
-    bookmark = opened.enter_context(
-        Bookmark(cluster.options(), f"{settings.kafka.group}-learner", cluster.call_deadline_s)
-    )
+    bookmark = opened.enter_context(cluster.bookmark(f"{settings.kafka.group}-learner"))
     since = Instant(clock.wall_ms() - int(rules.lookback_s * 1000))
     profiles = {topic: profile for topic, profile in settings.profile_names().items() if profile in courses}
     readers = {topic: opened.enter_context(cluster.reader(topic)) for topic in profiles}

@@ -129,7 +129,9 @@ class Metrics:
         self._partitions = self._gauge("partitions", "Assigned partitions by state.", ["state"])
         self._lag = self._gauge("lag_records", "Records between the committed offsets and the ends.", ["profile"])
         self._rows = self._gauge("rows_resident", "Streams with rows on the device.", ["profile"])
-        self._unsaved_age = self._gauge("unsaved_age_seconds", "Age of the oldest state not yet saved to Redis.")
+        self._unsaved_age = self._gauge(
+            "unsaved_age_seconds", "How long the oldest state not yet saved to Redis has waited for that."
+        )
         self._last_commit = self._gauge("last_commit_timestamp_seconds", "When this worker last committed; 0: never.")
         self._budget = self._gauge(
             "alarm_budget_per_second", "False alarms that a profile allows each stream, per second.", ["profile"]

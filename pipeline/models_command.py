@@ -1,8 +1,8 @@
 """``tidewatch models``: list, compare, promote, roll back, pin and move the model versions of a registry.
 
-A version is weights together with the profile settings that enter the fold, named by its content. Running workers
-follow a promotion or a rollback within seconds, each partition at a quiet commit. A promotion by hand is left alone by
-a learner; "pin" keeps it from changing what is served at all.
+A version is a set of weights together with the profile settings that enter the fold, and is named after its content.
+Running workers follow a promotion or a rollback within seconds, each partition at a quiet commit. A learner leaves a
+promotion by hand alone; "pin" keeps it from changing what is served at all.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipeline.profile import Profile
 from pipeline.registry import Decision, Registry, base_weights
 from pipeline.replay.inputs import Chosen, load_streams
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.sources.recording import RecordedStream
 from pipeline.versions_in_use import versions_in_use
 from pipeline.wiring import build_cluster
@@ -45,16 +46,18 @@ examples:
   tidewatch models import model-for-the-other-site --profile sensor
   tidewatch models retrain --profile sensor
 
-A version may be named by the first digits of its name, where they are its own.
+The first digits of a version's name are enough where no other version begins with them.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Subcommands, each with the common options."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--settings", type=Path, help="TOML file; without one the defaults and shipped profiles serve")
-    common.add_argument("--profile", help="which profile; may be left out where a version's name says it, or one is")
-    common.add_argument("--json", action="store_true", help="for machines")
+    add_settings_option(common)
+    common.add_argument(
+        "--profile", help="which profile; optional if the version name implies it or only one profile exists"
+    )
+    common.add_argument("--json", action="store_true", help="print JSON")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
 
     def action(name: str, text: str, *versions: str) -> argparse.ArgumentParser:
@@ -64,34 +67,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return its
 
     action("list", "versions of every profile, oldest first")
-    action("show", "what is known of a version", "version")
-    action("diff", "in what two versions of a profile differ", "version", "other")
+    action("show", "what is known about a version", "version")
+    action("diff", "how two versions of a profile differ", "version", "other")
     action("promote", "serve a version from now on", "version")
-    back = action("rollback", "serve again what was served before the present version")
-    back.add_argument("--to", metavar="VERSION", help="this one instead")
+    back = action("rollback", "go back to the version that was served before the current one")
+    back.add_argument("--to", metavar="VERSION", help="go back to this version instead")
     pin = action("pin", "keep a learner from changing what is served")
     pin.add_argument("--off", action="store_true", help="allow it again")
     action("retrain", "ask the running learner to train harder now, and to try the result in shadow")
-    action("export", "copy a version into a new folder", "version").add_argument("--to", type=Path, required=True)
-    its = action(
-        "compress", "store a version in fewer bits, where that changes no more verdicts than stated", "version"
+    action("export", "copy a version into a new folder", "version").add_argument(
+        "--to", type=Path, required=True, help="new folder"
     )
-    its.add_argument("--form", choices=get_args(Form), default="bf16", help="of the matrices (default: bf16)")
+    its = action("compress", "store a version in fewer bits, unless that changes too many verdicts", "version")
     its.add_argument(
-        "--bound", type=float, default=0.02, help="most of the anomalous verdicts that may change (default: 0.02)"
+        "--form", choices=get_args(Form), default="bf16", help="number format of the matrices (default: bf16)"
+    )
+    its.add_argument(
+        "--bound",
+        type=float,
+        default=0.02,
+        help="largest share of the anomalous verdicts that may change (default: 0.02)",
     )
     its.add_argument(
         "--on",
         type=Path,
         nargs="+",
         metavar="RECORDING",
-        help="measure on these; without any on a generated plant, a fault in half of its sensors",
+        help="recordings to measure on (default: a generated plant with a fault in half of its sensors)",
     )
     its = action("import", "publish the weights in a folder as a version of a profile")
     its.add_argument("folder", type=Path)
-    action("history", "every decision with its figures").add_argument("--last", type=int, metavar="N", default=0)
+    action("history", "every decision with its figures").add_argument(
+        "--last", type=int, metavar="N", default=0, help="only the last N (default: all)"
+    )
     prune = action("prune", "delete versions that no live history names (asks Kafka)")
-    prune.add_argument("--keep", type=int, metavar="N", help="newest versions to keep (learner.keep_versions)")
+    prune.add_argument("--keep", type=int, metavar="N", help="newest versions to keep (default: learner.keep_versions)")
 
 
 def run(args: argparse.Namespace) -> int:

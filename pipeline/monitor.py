@@ -18,7 +18,7 @@ from pipeline.open_alerts import OpenAlerts
 from pipeline.profile import Profile
 from pipeline.records import CONTROL_FORGET, Alert, Partition, Record, Windows
 from pipeline.silence import SIGNAL, Silence
-from pipeline.topics.base import Follower, Instant
+from pipeline.topics.base import Follower, Instant, by_partition
 from pipeline.wire import decode_alert
 
 logger = logging.getLogger(__name__)
@@ -109,23 +109,21 @@ class Monitor:
                 self._silence.release(alert)
 
     def _take_windows(self, profile: str, records: list[tuple[Partition, Record]]) -> None:
-        by_partition: dict[Partition, list[Record]] = {}
-        for partition, record in records:
-            by_partition.setdefault(partition, []).append(record)
         shown = {alert.stream_id for alert in self.open if alert.profile == profile}
-        for partition, mine in by_partition.items():
+        for partition, mine in by_partition(records).items():
             windows, _ = self._messages.decode(profile, partition, mine)
             self._hear(profile, partition, windows, shown)
 
     def _hear(self, profile: str, partition: Partition, windows: Windows, shown: set[str]) -> None:
         now_s, now_ms = self._clock.monotonic(), self._clock.wall_ms()
         ends = windows.lengths.cumsum().tolist()
+        spans_ms = _spans_ms(windows, self._profiles[profile].interval_s)
         for number, stream_id in enumerate(windows.stream_ids):
             place = (partition, int(windows.offsets[number]), int(windows.record_ms[number]))
             if windows.control[number] == CONTROL_FORGET:
                 event = self._silence.forget(profile, stream_id, *place, now_ms)
             else:
-                event = self._silence.hear(profile, stream_id, *place, now_s)
+                event = self._silence.hear(profile, stream_id, *place, spans_ms[number], now_s)
             if event is not None:
                 self._say(event)
             if stream_id in shown and windows.lengths[number]:
@@ -148,3 +146,15 @@ class Monitor:
         event = replace(event, group=self._profiles[event.profile].group_of(event.stream_id))
         logger.info("%s stream=%s profile=%s alert=%s", event.event, event.stream_id, event.profile, event.alert_id)
         self._send(event)
+
+
+def _spans_ms(windows: Windows, interval_s: float | None) -> list[float]:
+    """Event time that each window stands for: its observations, each with the interval behind it; 0 where not known."""
+    ends = windows.lengths.cumsum()
+    spans = []
+    for begin, end in zip((ends - windows.lengths).tolist(), ends.tolist(), strict=True):
+        steps = end - begin - 1
+        covered_ms = float(windows.times_ms[end - 1] - windows.times_ms[begin]) if steps > 0 else 0.0
+        last_ms = covered_ms / steps if steps > 0 else 1000 * (interval_s or 0.0)
+        spans.append(covered_ms + last_ms)
+    return spans

@@ -11,15 +11,15 @@ from __future__ import annotations
 import argparse
 import logging
 from contextlib import ExitStack
-from pathlib import Path
 
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import OffsetsGone, TransientError
 from pipeline.health import Health
 from pipeline.monitor import Followed, Monitor
 from pipeline.monitor_metrics import MonitorMetrics
 from pipeline.records import Alert
+from pipeline.serving import serve
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.silence import Silence
 from pipeline.stopping import Stopping
 from pipeline.topics.base import Instant
@@ -29,14 +29,10 @@ from pipeline.wiring import build_cluster, build_messages
 
 logger = logging.getLogger(__name__)
 
-RETRY_S = 2.0
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The monitor's own options; everything else is settings."""
-    parser.add_argument(
-        "--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles serve"
-    )
+    add_settings_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,24 +45,14 @@ def run(args: argparse.Namespace) -> int:
     )
     with Health(settings.http.host, settings.http.port, metrics.registry) as health:
         logger.info("http address=%s", health.address)
-        while not stopping.is_asked:
-            try:
-                _watch(settings, metrics, health, stopping)
-            except TransientError as error:
-                metrics.show_caught_up(False)
-                logger.warning("waiting for kafka: %s", error)
-                health.set_ready(False, f"waiting for kafka: {error}")
-                stopping.wait(RETRY_S)
-            except OffsetsGone as error:
-                metrics.show_caught_up(False)
-                logger.info("opening again where the log begins now: %s", error)
-                stopping.wait(RETRY_S)
+        serve(lambda: _watch(settings, metrics, health, stopping), health, stopping)
     return 0
 
 
 def _watch(settings: Settings, metrics: MonitorMetrics, health: Health, stopping: Stopping) -> None:
     cluster, clock = build_cluster(settings), SystemClock()
     with ExitStack() as opened:
+        opened.callback(metrics.show_caught_up, False)  # whatever ends it
         monitor = _monitor(settings, cluster, metrics, clock, opened)
         while not stopping.is_asked:
             monitor.step()

@@ -14,25 +14,28 @@ from __future__ import annotations
 import argparse
 import logging
 from contextlib import ExitStack
-from pathlib import Path
 
 from pipeline.clock import SystemClock
-from pipeline.errors import ConfigurationError, OffsetsGone, TransientError
+from pipeline.connections import Notify
+from pipeline.errors import ConfigurationError
 from pipeline.health import Health
 from pipeline.notify.alertmanager import PATH
 from pipeline.notify.choice import Choice
 from pipeline.notify.http import Receiver
-from pipeline.notify.kafka import Bookmark, Renewed
 from pipeline.notify.metrics import NotifyMetrics
 from pipeline.notify.notifier import Notifier
-from pipeline.settings import Notify, Settings
+from pipeline.serving import serve
+from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.stopping import Stopping
 from pipeline.topics.base import Instant
+from pipeline.topics.renewed import Renewed
 from pipeline.wiring import build_cluster
 
 logger = logging.getLogger(__name__)
 
-RETRY_S = 2.0
+LAG_S = 10.0
+"""How often it is asked what is still to be read."""
 
 EXAMPLES = """\
 examples:
@@ -45,9 +48,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The notifier's own options; everything else is settings."""
-    parser.add_argument(
-        "--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles serve"
-    )
+    add_settings_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,16 +65,7 @@ def run(args: argparse.Namespace) -> int:
     metrics = NotifyMetrics()
     with Health(settings.http.host, settings.http.port, metrics.registry, max_silence_s=900.0) as health:
         logger.info("http address=%s receiver=%s", health.address, receiver.name)
-        while not stopping.is_asked:
-            try:
-                _tell(settings, receiver, metrics, health, stopping)
-            except TransientError as error:
-                logger.warning("waiting for kafka: %s", error)
-                health.set_ready(False, f"waiting for kafka: {error}")
-                stopping.wait(RETRY_S)
-            except OffsetsGone as error:
-                logger.info("opening again where the log begins now: %s", error)
-                stopping.wait(RETRY_S)
+        serve(lambda: _tell(settings, receiver, metrics, health, stopping), health, stopping)
     return 0
 
 
@@ -98,7 +90,7 @@ def _tell(settings: Settings, receiver: Receiver, metrics: NotifyMetrics, health
     cluster, clock, notify = build_cluster(settings), SystemClock(), settings.notify
     group = f"{settings.kafka.group}-notify"
     with ExitStack() as opened:
-        bookmark = opened.enter_context(Bookmark(cluster.options(), group, cluster.call_deadline_s))
+        bookmark = opened.enter_context(cluster.bookmark(group))
         reader = opened.enter_context(cluster.reader(settings.kafka.alerts_topic))
         beginning, ends = reader.beginning(), reader.end()
         begin = bookmark.in_log(bookmark.committed(ends), beginning)
@@ -121,6 +113,7 @@ def _tell(settings: Settings, receiver: Receiver, metrics: NotifyMetrics, health
             notifier.recall(records)
             health.beat()
         health.set_ready(True, "telling")
+        lag_due_s = clock.monotonic() + LAG_S
         for records in reader.read(begin):
             if stopping.is_asked:
                 return
@@ -128,3 +121,6 @@ def _tell(settings: Settings, receiver: Receiver, metrics: NotifyMetrics, health
             notifier.resend()
             place.renew()
             health.beat()
+            if clock.monotonic() >= lag_due_s:
+                lag_due_s = clock.monotonic() + LAG_S
+                metrics.behind(reader.behind())

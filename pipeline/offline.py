@@ -12,7 +12,7 @@ import numpy as np
 
 from models.pretrained import Weights
 from models.step import Scorer, Wanted
-from pipeline.engine import Absorbed, Engine, Share
+from pipeline.engine import Absorbed, Engine
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
 from pipeline.records import CONTROL_NONE, Int64, Partition, Windows
@@ -87,16 +87,7 @@ class Offline:
         ConfigurationError
             The run has more than ``max_streams`` streams.
         """
-        engine = self._engine
-        rows = engine.rows(self.version)
-        rows.begin_batch()
-        for partition, windows in parts.items():
-            engine.bring_to(partition, self.version)
-            new = rows.missing(partition, windows.stream_ids)
-            if new and not rows.make_room(len(new)):
-                raise ConfigurationError(f"more than {rows.max_streams} streams; raise engine.max_resident_streams")
-            rows.admit_fresh(partition, new, 0)
-        return engine.absorb(rows, [Share(partition, windows, 0) for partition, windows in parts.items()], 0.0)
+        return self._engine.absorb_fresh(parts, self.version)
 
     def score_streams(
         self,
@@ -127,12 +118,12 @@ class Offline:
         self, histories: Sequence[RecordedStream], partition: Partition = RECORDING, length: int = WINDOW_LENGTH
     ) -> Iterator[Absorbed]:
         """Fold the history of streams without output, before their first window; its positions do not count."""
-        rows = self._engine.rows(self.version)
+        table = self._engine.table(self.version)
         for windows in in_rounds(histories, window_length(length, histories, self.profile), silent=True):
             yield self.score({partition: windows})
-            slots = rows.slots(partition, windows.stream_ids)
-            rows.header["position"][slots] = 0
-            rows.header["last_record_ms"][slots] = -1
+            slots = table.slots(partition, windows.stream_ids)
+            table.header["position"][slots] = 0
+            table.header["last_record_ms"][slots] = -1
 
 
 def window_length(most: int, streams: Sequence[RecordedStream], profile: Profile) -> int:

@@ -10,6 +10,7 @@ Located and taken pass within one start-up call, so they need no name here.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -18,11 +19,13 @@ from pipeline.records import Committed, Partition
 from pipeline.sources.base import CommittedOffset
 from pipeline.state.base import StateKey, Token
 
+logger = logging.getLogger(__name__)
+
 HISTORY_KEPT = 32
 """Version changes kept in the metadata string, which the broker limits to 4096 bytes (rule 10)."""
 
 
-class State(Enum):
+class Phase(Enum):
     """Where a partition stands between its assignment and its end (protocol.md, "States of a partition")."""
 
     ASSIGNED = "assigned"
@@ -57,6 +60,8 @@ class PartitionState:
         Offset of the next record to absorb.
     owned
         Token and sequence number in the store; ``None`` until taken.
+    phase
+        How far it has come.
     retry_at_s, waits_for
         Monotonic time before which start-up is not tried again, and the server it waits for.
     rows_reach
@@ -69,7 +74,7 @@ class PartitionState:
 
     partition: Partition
     profile: str
-    state: State = State.ASSIGNED
+    phase: Phase = Phase.ASSIGNED
     committed: Committed | None = None
     next: int = 0
     owned: Ownership | None = None
@@ -88,11 +93,20 @@ class PartitionState:
     @property
     def is_folding(self) -> bool:
         """Whether records of this partition may be absorbed."""
-        return self.state in (State.REPLAYING, State.LIVE)
+        return self.phase in (Phase.REPLAYING, Phase.LIVE)
+
+    def advance(self, end: int) -> bool:
+        """Every record below ``end`` is absorbed; returns whether the replay ended with that."""
+        self.next = max(self.next, end)
+        if self.phase is not Phase.REPLAYING or self.next < self.c:
+            return False
+        self.phase = Phase.LIVE
+        logger.info("partition %s: live at %s", self.partition, self.next)
+        return True
 
     def back_to_assigned(self, retry_at_s: float = 0.0) -> None:
         """Any error or doubt: everything known is dropped, start-up begins again."""
-        self.state = State.ASSIGNED
+        self.phase = Phase.ASSIGNED
         self.committed = None
         self.owned = None
         self.next = 0

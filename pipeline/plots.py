@@ -14,12 +14,21 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigurationError
 from pipeline.explanation import Explanation
-from pipeline.records import BESIDE_OTHERS, DISPLACEMENT, OPENED, RESOLVED, VERDICTS, Bool, Float32, Int64
+from pipeline.records import (
+    ANOMALOUS,
+    BESIDE_OTHERS,
+    DISPLACEMENT_SIGNAL,
+    OPENED,
+    RESOLVED,
+    WARMING_UP,
+    Bool,
+    Float32,
+    Int64,
+)
 
 INK, QUIET, EXPECTED, ALARM, LABEL = "#1f2933", "#9aa5b1", "#2f6db3", "#c62f2f", "#f2c14e"
 GAP = 1.5  # usual steps
 LEAST_SHOWN = 0.005  # of evidence; S below 0.01 counts for nothing
-ANOMALOUS, WARMING_UP = VERDICTS.index("anomalous"), VERDICTS.index("warming_up")
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -70,7 +79,7 @@ def draw_episode(explanation: Explanation, at: int, path: Path, title: str, labe
     explanation, at = _with_gaps(explanation, at)
     feature = explanation.strongest_feature(at)
     with _figure(path, 2, (11, 6.2), (1.6, 1.0), title) as (observed, score):
-        _draw_observed(observed, explanation, feature, labels)
+        draw_observed(observed, explanation, feature, labels)
         _draw_score(score, explanation, labels)
         _mark(observed, explanation, at, explanation.observed[at, feature])
         _mark(score, explanation, at, explanation.score[at])
@@ -83,7 +92,7 @@ def draw_explanation(explanation: Explanation, at: int, path: Path, title: str, 
     is_single = bool(np.isfinite(explanation.level[:, feature]).any())
     panels = 4 if is_single else 3
     with _figure(path, panels, (11, 3.0 + 2.0 * panels), (1.6, 1.0, 1.0, 0.8)[:panels], title) as axes:
-        _draw_observed(axes[0], explanation, feature, labels)
+        draw_observed(axes[0], explanation, feature, labels)
         _draw_score(axes[1], explanation, labels)
         if is_single:
             _draw_single(axes[2], explanation, feature)
@@ -129,7 +138,8 @@ def _figure(
             raise ConfigurationError(f"{path}: the picture cannot be written: {exc}") from exc
 
 
-def _draw_observed(axis: Any, e: Explanation, feature: int, labels: Sequence[Span]) -> None:
+def draw_observed(axis: Any, e: Explanation, feature: int, labels: Sequence[Span]) -> None:
+    """One feature against what was expected of it, with what is usual where the signal compares with that."""
     dates = _dates(e.times_ms)
     _shade(axis, labels, e)
     axis.fill_between(
@@ -143,7 +153,7 @@ def _draw_observed(axis: Any, e: Explanation, feature: int, labels: Sequence[Spa
     )
     axis.plot(dates, e.expected[:, feature], color=EXPECTED, linewidth=1.0, label="expected")
     framed = [e.observed[:, feature]]
-    displaced = e.signal == e.signals.index(DISPLACEMENT)
+    displaced = e.signal == e.signals.index(DISPLACEMENT_SIGNAL)
     beside = np.isin(e.signal, [e.signals.index(name) for name in BESIDE_OTHERS])
     is_asked = ~displaced & beside.any()
     for label, is_drawn, where in (

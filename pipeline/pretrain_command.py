@@ -1,4 +1,4 @@
-"""``tidewatch pretrain``: learn a predictor from generated series and write its weights."""
+"""``tidewatch pretrain``: train a predictor on generated series and write its weights."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Schedule()
     parser.add_argument("--cell", choices=("gru", "lstm"), default="gru", help="recurrent cell")
     parser.add_argument("--hidden", type=int, default=64, help="width of the hidden state")
-    parser.add_argument("--seed", type=int, default=1, help="fixes corpus, first weights and order of batches")
+    parser.add_argument("--seed", type=int, default=1, help="seed of corpus, first weights and order of batches")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights.safetensors and manifest.json")
-    parser.add_argument("--force", action="store_true", help="replace the weights that are there")
+    parser.add_argument("--force", action="store_true", help="replace existing weights")
     parser.add_argument("--epochs", type=int, default=default.epochs, help="passes over the corpus")
-    parser.add_argument("--series", type=int, default=default.series, help="generated series")
+    parser.add_argument("--series", type=int, default=default.series, help="number of generated series")
     parser.add_argument("--length", type=int, default=default.length, help="observations of each series")
     parser.add_argument(
         "--tails",
         action="store_true",
-        help="learn nothing: measure the pooled tails of the weights in --out anew, after a change of evidence",
+        help="train nothing; measure the pooled tails of the weights in --out again, after a change of evidence",
     )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
 

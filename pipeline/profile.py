@@ -70,7 +70,10 @@ class Profile(Section):
     idle_reset_s
         A longer gap than this starts a stream afresh.
     record_weight_p
-        Weight of the record of P; 0 for very few false alarms.
+        Only with evidence ``single``. Two things count there: values that go further than any before them, and values
+        that surprise the predictor more than any before them (P, over about five observations). This is the weight of
+        the second, from 0 to 1; 0 leaves the first alone, for very few false alarms, and misses what is strange only
+        in its order.
     groups
         Glob pattern of stream ids -> group name; the first match counts.
     """

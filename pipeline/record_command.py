@@ -1,11 +1,12 @@
 """``tidewatch record``: write the records of a topic to a file, bit for bit.
 
-A range of what is there, or with --follow what comes, until Ctrl-C or until --to has passed. Key, value, timestamp,
-partition and offset of every committed record are kept, so that tidewatch replay gives each one to the engine, or back
-to Kafka, as it was: packed windows, control records and bad input alike. Nothing is committed and no group is joined:
-workers do not notice.
+Takes a range of what is there, or with --follow what comes, until Ctrl-C or until --to has passed. Key, value,
+timestamp, partition and offset of every committed record are kept, so that tidewatch replay can give each one to the
+engine, or back to Kafka, as it was: packed windows, control records and bad input alike. Nothing is committed and no
+group is joined, so workers do not notice.
 
-Places (--from, --to) are offsets, taken in every partition, or times, ISO 8601 in UTC, compared with Kafka timestamps.
+Places (--from, --to) are offsets, which apply to every partition, or times (ISO 8601, UTC), which are compared with
+Kafka timestamps.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from pipeline.clock import SystemClock
 from pipeline.errors import ConfigurationError
 from pipeline.records import Partition, Record
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.sinks.recording import RecordWriter
-from pipeline.topics.base import Instant, Offset, Place, parse_place
+from pipeline.topics.base import Instant, Offset, Place
 from pipeline.topics.kafka import TopicReader
+from pipeline.topics.places import parse_place
 from pipeline.wiring import build_cluster
 
 EXAMPLES = """\
@@ -41,18 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which records, and where they go."""
     parser.add_argument("topic", metavar="TOPIC", help="topic to read")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="ends in .records.jsonl.gz or .records.jsonl"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file to write; its name ends in .records.jsonl.gz or .records.jsonl",
     )
     parser.add_argument(
         "--from",
         dest="begin",
         metavar="PLACE",
-        help="first record: offset or time (default: the oldest; of --follow: now)",
+        help="begin with this offset or time (default: the oldest; with --follow: now)",
     )
-    parser.add_argument("--to", dest="end", metavar="PLACE", help="before this offset or time (default: now)")
-    parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C or the time of --to")
-    parser.add_argument("--force", action="store_true", help="replace a file that exists")
-    parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults")
+    parser.add_argument("--to", dest="end", metavar="PLACE", help="stop before this offset or time (default: now)")
+    parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C or --to")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    add_settings_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

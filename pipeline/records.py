@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -15,10 +17,11 @@ Bool = npt.NDArray[np.bool_]
 
 CONTROL_NONE, CONTROL_RESET, CONTROL_FORGET = 0, 1, 2
 VERDICTS = ("normal", "anomalous", "warming_up", "missing")
+NORMAL, ANOMALOUS, WARMING_UP, MISSING = range(len(VERDICTS))
 EVENTS = ("", "opened", "updated", "resolved")
-DISPLACEMENT = "displacement"
+DISPLACEMENT_SIGNAL = "displacement"
 BESIDE_OTHERS = ("values", "means")
-WITH_USUAL_LEVEL = (DISPLACEMENT, *BESIDE_OTHERS)
+WITH_USUAL_LEVEL = (DISPLACEMENT_SIGNAL, *BESIDE_OTHERS)
 """Signals whose alerts name a usual level: where a feature used to be, or would be beside the others as they are."""
 OPENED, RESOLVED = 1, 3
 NO_OFFSET = np.iinfo(np.int64).max
@@ -114,6 +117,22 @@ class Windows:
             self.control[cut],
             self.times_ms[first:last],
             self.values[first:last],
+        )
+
+    def only(self, kept: Bool) -> Windows:
+        """Windows where ``kept`` ``(W,)`` is true, as copies; itself where all are."""
+        if kept.all():
+            return self
+        cells, numbers = np.repeat(kept, self.lengths), np.flatnonzero(kept)
+        return Windows(
+            [self.stream_ids[number] for number in numbers.tolist()],
+            self.offsets[numbers],
+            self.record_ms[numbers],
+            self.lengths[numbers],
+            self.silent[numbers],
+            self.control[numbers],
+            self.times_ms[cells],
+            self.values[cells],
         )
 
 
@@ -255,10 +274,12 @@ class StepStats:
     latency_s: tuple[float, float] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing was read, folded or committed."""
-        return not (self.records or self.windows or self.commits or self.restarts)
+    @contextmanager
+    def timed(self, stage: str, monotonic: Callable[[], float]) -> Iterator[None]:
+        """Add what the block takes to a stage's seconds, unless it raises."""
+        began_s = monotonic()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + monotonic() - began_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,11 +295,12 @@ class WorkerStatus:
     rows_resident, rows_evicted
         Streams on the device now, and evicted since the tables were made, by profile.
     unsaved_age_s
-        Seconds since the oldest state that is not yet saved was made: about what a successor would replay.
+        Seconds that the oldest state not yet saved has waited, as a row on the device or as an image on its way to the
+        store: about what a successor would replay.
     model_versions
         Versions with resident rows, or to be served, by profile.
     waiting_for
-        ``kafka``, ``redis`` or ``assignment``; ``None`` while at work.
+        ``assignment``, ``kafka``, ``redis`` or ``registry``; ``None`` while at work.
     """
 
     partitions: dict[str, int]

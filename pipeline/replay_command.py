@@ -1,14 +1,14 @@
 """``tidewatch replay``: play recordings through the engine or through Kafka, without paging anyone.
 
-A recording is a CSV, JSON Lines or Parquet file; a folder of them, with a manifest or without; a record file made by
+A recording is a CSV, JSON Lines or Parquet file; a folder of them, with or without a manifest; a record file made by
 tidewatch record; or a range of a topic, written kafka:TOPIC or kafka:TOPIC@FROM..TO with offsets or times.
 
---to engine (the default) scores as fast as it goes, without any server. --to kafka produces windows at the chosen
-speed into topics of the replay's own, scores them with a worker of its own that keeps its rows in memory, reads the
-outputs back, and says at the end what it created. Production topics are written only with --into-production.
+--to engine (the default) scores as fast as it can, without any server. --to kafka produces windows at the chosen
+speed into topics of its own, scores them with a worker of its own that keeps its rows in memory, reads the outputs
+back, and says at the end what it created. Production topics are written only with --into-production.
 
 A stream is scored by the profile of the settings that fits its features, interval and clock, else by one derived from
-the recording, which is said. Equal recordings and settings give equal files.
+the recording, with a notice. The same recordings and settings give the same files.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from rich.text import Text
 
 from models.pretrained import Weights
 from pipeline.clock import SystemClock
+from pipeline.epoch import iso_time, parse_time
 from pipeline.errors import ConfigurationError
 from pipeline.offline import WINDOW_LENGTH, Offline, window_length
 from pipeline.profile import Profile
@@ -45,10 +46,9 @@ from pipeline.replay.inputs import (
     SeriesGroup,
     choose_records,
     group_by_profile,
+    is_raw,
     load_streams,
-    open_record_file,
-    open_topic,
-    parse_topic_range,
+    open_raw,
     profile_of_raw,
 )
 from pipeline.replay.outputs import Outputs, check_suffix
@@ -66,12 +66,11 @@ from pipeline.replay.through_kafka import (
     series_messages,
 )
 from pipeline.settings import Settings
-from pipeline.sources.record_file import decode_records, is_record_file
+from pipeline.settings_option import add_settings_option
+from pipeline.sources.record_file import decode_records
 from pipeline.sources.recording import RecordedStream, WindowSequence
 from pipeline.state.memory import MemoryStateStore
-from pipeline.topics.base import parse_time
 from pipeline.topics.kafka import Cluster
-from pipeline.wire import iso_time
 from pipeline.wiring import apply_threads, build_cluster, build_worker, choose_device, fold_threads
 from pipeline.wording import strongest_feature, table
 from pipeline.worker import Worker
@@ -94,14 +93,16 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to replay, through what, how fast, and where the outputs go."""
     parser.add_argument("recordings", nargs="*", metavar="RECORDING", help="file, folder, or kafka:TOPIC[@FROM..TO]")
-    parser.add_argument("--to", choices=("engine", "kafka"), default="engine", help="through what (default: engine)")
-    parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
-    parser.add_argument("--profile", metavar="NAME", help="score everything by this profile, as it is")
+    parser.add_argument(
+        "--to", choices=("engine", "kafka"), default="engine", help="what to play through (default: engine)"
+    )
+    add_settings_option(parser)
+    parser.add_argument("--profile", metavar="NAME", help="score everything with this profile, as it is")
     which = parser.add_argument_group("which part")
     which.add_argument(
         "--streams", action="append", default=[], metavar="GLOB", help="only these streams; may be repeated"
     )
-    which.add_argument("--start", metavar="TIME", help="from this time on (ISO 8601; of raw records: their timestamp)")
+    which.add_argument("--start", metavar="TIME", help="from this time on (ISO 8601; raw records by their timestamp)")
     which.add_argument("--end", metavar="TIME", help="before this time")
     which.add_argument(
         "--warm-from", action="append", default=[], metavar="RECORDING", help="history that new streams absorb silently"
@@ -110,14 +111,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--scores", type=Path, metavar="FILE", help="every score, .csv or .jsonl")
     out.add_argument("--alerts", type=Path, metavar="FILE", help="every alert event, .jsonl (as on the topic) or .csv")
     kafka = parser.add_argument_group("through Kafka")
-    kafka.add_argument("--speed", default="max", help="60x: an hour a minute; max: as fast as it goes (default)")
+    kafka.add_argument("--speed", default="max", help="60x: an hour a minute; max: as fast as it can (default)")
     kafka.add_argument(
-        "--window", type=int, metavar="T", help="observations in a message (default: 1 at a speed, 16 at max)"
+        "--window", type=int, metavar="T", help="observations per message (default: 1 at a speed, 16 at max)"
     )
-    kafka.add_argument("--partitions", type=int, help=f"of each input topic it makes (default: {PARTITIONS})")
-    kafka.add_argument("--run", metavar="NAME", help="name of the run, letters and digits (default: random)")
+    kafka.add_argument("--partitions", type=int, help=f"partitions of each input topic (default: {PARTITIONS})")
+    kafka.add_argument("--run", metavar="NAME", help="name of the run, in letters and digits (default: random)")
     kafka.add_argument("--cleanup", action="store_true", help="delete its topics and group at the end")
-    kafka.add_argument("--delete", metavar="RUN", help="delete the topics and group of an earlier run, and do no more")
+    kafka.add_argument("--delete", metavar="RUN", help="only delete the topics and group of an earlier run")
     kafka.add_argument(
         "--into-production", action="store_true", help="produce into the topics of the settings, for the workers there"
     )
@@ -195,8 +196,9 @@ def _plan(args: argparse.Namespace, settings: Settings) -> _Plan:
     )
     if args.window is not None and not 0 < args.window <= settings.limits.max_window_length:
         raise ConfigurationError(f"--window {args.window}: from 1 to {settings.limits.max_window_length}")
-    opened = [found for name in args.recordings if (found := _raw(name, settings)) is not None]
-    paths = [Path(name) for name in args.recordings if not _is_raw(name)]
+    cluster = build_cluster(settings)
+    opened = [found for name in args.recordings if (found := open_raw(name, cluster)) is not None]
+    paths = [Path(name) for name in args.recordings if not is_raw(name)]
     streams = load_streams(paths, chosen) if paths else []
     series = group_by_profile(streams, settings.profiles, args.profile) if streams else []
     raw = [(found, profile_of_raw(found, settings, args.profile)) for found in opened]
@@ -219,22 +221,12 @@ def _check_outputs(args: argparse.Namespace) -> None:
                 raise ConfigurationError(f"{path} is read here, and would be written over: name another file")
 
 
-def _is_raw(name: str) -> bool:
-    return name.startswith(KAFKA) or is_record_file(Path(name))
-
-
-def _raw(name: str, settings: Settings) -> RawInput | None:
-    if name.startswith(KAFKA):
-        return open_topic(build_cluster(settings), parse_topic_range(name.removeprefix(KAFKA)))
-    return open_record_file(Path(name)) if _is_raw(name) else None
-
-
 def _history(args: argparse.Namespace, settings: Settings, names: set[str] | None) -> History:
     """The streams of ``--warm-from``, of those that are replayed where that is known beforehand."""
     patterns = Chosen(tuple(args.streams))
     found: list[RecordedStream] = []
     for name in args.warm_from:
-        raw = _raw(name, settings)
+        raw = open_raw(name, build_cluster(settings))
         if raw is None:
             found += load_streams([Path(name)], patterns)
             continue

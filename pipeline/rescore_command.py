@@ -1,9 +1,9 @@
-"""``tidewatch rescore``: judge complete recordings once more, each value by what came before and after it.
+"""``tidewatch rescore``: judge complete recordings again, each value by what came before and after it.
 
-A bidirectional smoother is fitted to each stream and says how surprising every value is, given both sides. That finds
-where exactly something began and ended, for labelling and for post-mortems; it cannot be served, because it reads the
-future. The surprise, -ln of a two-sided tail, is no score: it has no alarm budget, and values of an anomaly that lasts
-explain each other.
+A bidirectional smoother is fitted to each stream and says how surprising every value is, given both sides. That shows
+exactly where something began and ended, for labelling and for post-mortems; it cannot be served, because it reads the
+future. The surprise, -ln of a two-sided tail, is not an anomaly score: it has no alarm budget, and the values of a
+lasting anomaly explain each other.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streams", action="append", default=[], metavar="GLOB", help="only these; may be repeated")
     parser.add_argument("--hidden", type=int, default=32, help="width of each direction (default: 32)")
     parser.add_argument("--epochs", type=int, default=100, help="passes over each stream (default: 100)")
-    parser.add_argument("--seed", type=int, default=1, help="of the first weights (default: 1)")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="also print the most surprising (default: 10)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first weights (default: 1)")
+    parser.add_argument(
+        "--top", type=int, default=10, metavar="N", help="also print the N most surprising (default: 10)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """Rows on the device: which stream lies in which slot, what of it is saved, what may be evicted.
 
-One :class:`ResidentRows` holds the streams of one profile under one model version. Protocol.md rules 13 to 15 live here
+One :class:`ResidentRows` holds the streams of one profile under one model version. protocol.md rules 13 to 15 live here
 as three numbers a slot: *position* (in the header), *first unsaved* (smallest offset absorbed since the last image) and
 *in flight* (an image of it is on its way to the store).
 """

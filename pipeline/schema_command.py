@@ -18,7 +18,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which message."""
     names = list(json_schema())
-    parser.add_argument("message", nargs="?", choices=names, help="one message; all of them when left out")
+    parser.add_argument("message", nargs="?", choices=names, help="which message (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""``tidewatch servers``: a real Kafka broker and a real Redis server for first steps, until Ctrl-C."""
+"""``tidewatch servers``: run a real Kafka broker and a real Redis server for first steps, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ POLL_S = 0.5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--folder", type=Path, default=Path("runs/servers"), help="where both keep their data")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/servers"), help="where both keep their data (default: runs/servers)"
+    )
     parser.add_argument("--kafka-port", type=int, default=9092, help="0 chooses a free one (default: 9092)")
     parser.add_argument("--redis-port", type=int, default=6379, help="0 chooses a free one (default: 6379)")
 

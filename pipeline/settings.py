@@ -1,4 +1,4 @@
-"""Settings: one frozen model per concern.
+"""Settings: one frozen model per concern; those with addresses and secrets are in :mod:`pipeline.connections`.
 
 Where a value comes from, strongest first:
 
@@ -21,23 +21,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlencode, urlsplit
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from pipeline.connections import Kafka, Notify, Redis
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
-from pipeline.section import Names, Section, Topic, listed, none_for
+from pipeline.section import Section, none_for
 from pipeline.settings_given import (
     PREFIX,
     SECRETS,
@@ -53,165 +44,8 @@ from pipeline.settings_given import (
 )
 
 
-class Security(Section):
-    """How to talk to Kafka where it is not open.
-
-    Attributes
-    ----------
-    protocol
-        As Kafka names it.
-    ca_file, cert_file, key_file
-        PEM files for TLS; the system's authorities apply without ``ca_file``.
-    key_password, password
-        Secrets; better given by environment than by file.
-    mechanism
-        SASL mechanism, needed with a ``SASL_…`` protocol.
-    """
-
-    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    key_password: SecretStr | None = None
-    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    username: str | None = None
-    password: SecretStr | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.protocol.startswith("SASL"):
-            absent = [k for k in ("mechanism", "username", "password") if getattr(self, k) is None]
-            if absent:
-                raise ValueError(f"protocol {self.protocol} needs {', '.join(absent)}")
-        elif self.username is not None or self.password is not None or self.mechanism is not None:
-            raise ValueError(f"mechanism, username and password need a SASL protocol, not {self.protocol}")
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file go together")
-        if not self.protocol.endswith("SSL") and (self.ca_file is not None or self.cert_file is not None):
-            raise ValueError(f"ca_file and cert_file need SSL or SASL_SSL, not {self.protocol}")
-        return self
-
-
-class Kafka(Section):
-    """The cluster, the group, the output topics, and how often work is committed.
-
-    Attributes
-    ----------
-    worker_name
-        Stable name of this worker's slot (a StatefulSet's pod name); random per process when absent. With
-        ``static_membership`` a restarted worker of the same name takes its partitions back without a rebalance.
-    start
-        Where a partition begins that this group never committed: with its oldest record, or at its end; one that was
-        added while the worker ran begins with its first record since the worker's start.
-    commit_interval_s, max_uncommitted_records
-        A commit is due at whichever comes first.
-    transaction_timeout_s, call_deadline_s
-        How long the broker keeps an open transaction; how long one blocking call may take before its outcome counts
-        as unknown.
-    """
-
-    bootstrap_servers: Names = ("localhost:9092",)
-    group: Annotated[str, Field(min_length=1, max_length=200)] = "tidewatch"
-    worker_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    static_membership: bool = False
-    scores_topic: Topic = "tidewatch-scores"
-    alerts_topic: Topic = "tidewatch-alerts"
-    dead_letter_topic: Topic = "tidewatch-dead-letters"
-    start: Literal["earliest", "latest"] = "earliest"
-    commit_interval_s: PositiveFloat = 0.5
-    max_uncommitted_records: PositiveInt = 20_000
-    max_poll_records: PositiveInt = 5_000
-    session_timeout_s: Annotated[float, Field(ge=6, le=1800)] = 10.0
-    transaction_timeout_s: PositiveFloat = 15.0
-    call_deadline_s: PositiveFloat = 8.0
-    security: Security = Security()
-
-    @field_validator("bootstrap_servers")
-    @classmethod
-    def _addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
-        for server in servers:
-            host, _, port = server.rpartition(":")
-            if not host or not port.isdigit():
-                raise ValueError(f"{server!r} is not host:port")
-        return servers
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        outputs = (self.scores_topic, self.alerts_topic, self.dead_letter_topic)
-        if len(set(outputs)) < len(outputs):
-            raise ValueError("scores_topic, alerts_topic and dead_letter_topic must differ")
-        if self.static_membership and self.worker_name is None:
-            raise ValueError("static_membership needs a worker_name that stays the same after a restart")
-        # protocol.md rule 8: a transaction must outlive the interval it collects in and the calls that end it.
-        if self.transaction_timeout_s <= self.commit_interval_s + self.call_deadline_s:
-            raise ValueError("transaction_timeout_s must be more than commit_interval_s + call_deadline_s")
-        return self
-
-
-class Redis(Section):
-    """Where rows are kept.
-
-    Attributes
-    ----------
-    url
-        ``redis://``, ``rediss://`` (TLS) or ``unix://`` of a server, or of any node of a Redis Cluster; it may hold
-        user and password.
-    username, password
-        In place of those in ``url``.
-    ca_file, cert_file, key_file
-        PEM files for TLS; the system's authorities apply without ``ca_file``.
-    save_interval_s
-        Target age of saved rows, so about the longest stretch a successor replays.
-    max_watermark_age_s
-        With Redis away, input is paused once saved state is older than this.
-    """
-
-    url: SecretStr = SecretStr("redis://localhost:6379/0")
-    username: str | None = None
-    password: SecretStr | None = None
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    save_interval_s: PositiveFloat = 5.0
-    max_watermark_age_s: PositiveFloat = 60.0
-    call_deadline_s: PositiveFloat = 5.0
-
-    @field_validator("url")
-    @classmethod
-    def _scheme(cls, url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        _host(url.get_secret_value())
-        return url
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.save_interval_s >= self.max_watermark_age_s:
-            raise ValueError("save_interval_s must be less than max_watermark_age_s")
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file go together")
-        is_plain = not self.url.get_secret_value().startswith("rediss://")
-        if is_plain and (self.ca_file is not None or self.cert_file is not None):
-            raise ValueError("ca_file and cert_file need a url that begins with rediss://")
-        return self
-
-    def address(self) -> SecretStr:
-        """The URL with everything in it, as redis-py reads it."""
-        password = None if self.password is None else self.password.get_secret_value()
-        options = {
-            "username": self.username,
-            "password": password,
-            "ssl_ca_certs": self.ca_file,
-            "ssl_certfile": self.cert_file,
-            "ssl_keyfile": self.key_file,
-        }
-        query = urlencode({name: str(value) for name, value in options.items() if value is not None})
-        url = self.url.get_secret_value()
-        return SecretStr(url + ("&" if "?" in url else "?") * bool(query) + query)
-
-
 class Limits(Section):
-    """What a message may be; anything over a limit goes to the dead-letter topic.
+    """Limits of a message; one that exceeds any of them goes to the dead-letter topic.
 
     Attributes
     ----------
@@ -236,8 +70,8 @@ class Limits(Section):
     max_stream_id_length: Annotated[int, Field(gt=0, le=4096)] = 256
 
 
-class Engine(Section):
-    """The device and what may lie on it.
+class EngineSettings(Section):
+    """The device that scores, and how much it may hold.
 
     Attributes
     ----------
@@ -266,14 +100,14 @@ class Http(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
 
 
-class Registry(Section):
-    """The folder of model versions."""
+class RegistrySettings(Section):
+    """Where model versions are kept."""
 
     folder: Path = Path("runs/registry")
 
 
-class Monitor(Section):
-    """What ``tidewatch monitor`` watches beside the fold.
+class MonitorSettings(Section):
+    """What ``tidewatch monitor`` watches for, and how far back it reads.
 
     Attributes
     ----------
@@ -296,60 +130,7 @@ class Monitor(Section):
     max_shown_alerts: Annotated[int, Field(ge=0, le=1000)] = 50
 
 
-class Notify(Section):
-    """Whom ``tidewatch notify`` tells about alerts, and how.
-
-    Attributes
-    ----------
-    kind
-        ``webhook``: every event as one POST of the alert's JSON; ``alertmanager``: Alertmanager's API, version 2.
-    url
-        Where to; secret, because webhooks carry their token in it. Whitespace around it and around the token is
-        dropped.
-    token
-        Sent as ``Authorization: Bearer``.
-    events, min_severity
-        Which events of an alert's life are told, and from which severity on (once told, an alert is told to its end).
-    timeout_s, deadline_s
-        How long one attempt may take, and how long one event is tried before it is given up.
-    resend_s
-        Alertmanager forgets an alert that is not repeated: open ones are sent again this often.
-    """
-
-    kind: Literal["webhook", "alertmanager"] = "webhook"
-    url: SecretStr | None = None
-    token: SecretStr | None = None
-    events: Annotated[
-        tuple[Literal["opened", "updated", "resolved"], ...], BeforeValidator(listed), Field(min_length=1)
-    ] = ("opened", "resolved")
-    min_severity: Literal["warning", "critical"] = "warning"
-    timeout_s: PositiveFloat = 10.0
-    deadline_s: PositiveFloat = 600.0
-    resend_s: PositiveFloat = 60.0
-
-    @field_validator("url", "token")
-    @classmethod
-    def _sendable(cls, secret: SecretStr | None) -> SecretStr | None:
-        text = "" if secret is None else secret.get_secret_value().strip()
-        if not text:  # a variable of a compose file that was not set
-            return None
-        if not all("!" <= letter <= "~" for letter in text):
-            raise ValueError("must be ASCII without spaces or control characters inside")
-        return SecretStr(text)
-
-    @field_validator("url")
-    @classmethod
-    def _http(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is None:
-            return None
-        if not url.get_secret_value().startswith(("http://", "https://")):
-            raise ValueError("must start with http:// or https://")
-        if not _host(url.get_secret_value()):
-            raise ValueError("names no host")
-        return url
-
-
-class Learner(Section):
+class LearnerSettings(Section):
     """How ``tidewatch learner`` learns the shared weights, and when it may change what is served.
 
     Attributes
@@ -404,14 +185,14 @@ class Learner(Section):
 
 
 class TopicPlan(Section):
-    """How topics of one purpose are made: partitions, and hours that a record is kept ("forever": no end)."""
+    """Topics of one purpose: partitions, and hours for which records are kept ("forever": without end)."""
 
     partitions: PositiveInt
     retention_h: Annotated[PositiveFloat | None, none_for("forever")]
 
 
 class Topics(Section):
-    """What ``tidewatch topics --create`` makes; a worker never reads it. deploy/kafka/README.md explains the numbers.
+    """What ``tidewatch topics --create`` creates; workers ignore it. deploy/kafka/README.md explains the numbers.
 
     Attributes
     ----------
@@ -446,18 +227,18 @@ class Topics(Section):
 
 
 class Settings(Section):
-    """Everything a role needs to know; made by :meth:`load`, or by hand in tests (which then sees no environment)."""
+    """All settings of a process, made by :meth:`load`; made by hand, as in tests, they ignore the environment."""
 
     kafka: Kafka = Kafka()
     redis: Redis = Redis()
     limits: Limits = Limits()
-    engine: Engine = Engine()
+    engine: EngineSettings = EngineSettings()
     http: Http = Http()
-    registry: Registry = Registry()
+    registry: RegistrySettings = RegistrySettings()
     topics: Topics = Topics()
-    monitor: Monitor = Monitor()
+    monitor: MonitorSettings = MonitorSettings()
     notify: Notify = Notify()
-    learner: Learner = Learner()
+    learner: LearnerSettings = LearnerSettings()
     profiles: Annotated[dict[str, Profile], Field(min_length=1)] = Field(
         default_factory=lambda: {name: Profile(**shipped_profile(name)) for name in SHIPPED_PROFILES}
     )
@@ -518,16 +299,6 @@ class _Environment(Settings, BaseSettings):
     """Shows pydantic-settings the fields to look for in the environment; never constructed."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", enable_decoding=False)
-
-
-def _host(url: str) -> str | None:
-    """The host of a secret URL, refused where it cannot be parsed: the parser's own text repeats a piece of it."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # parsed only now
-        return parts.hostname
-    except ValueError:
-        raise ValueError("host or port cannot be read; / ? # in a password are written %2F %3F %23") from None
 
 
 def _complaints(error: ValidationError) -> Iterator[str]:

@@ -3,10 +3,12 @@
 Silence depends on a clock and on no record, so it cannot be part of the fold: it is found by a monitor beside it, is
 outside the exactly-once promise, and may be said twice, under the same alert id.
 
-A stream counts as silent when its last record is longer ago than ``max(min_silence_s, gaps * mean gap, 1.5 * longest
-pause)``, once ``MIN_GAPS`` gaps are known. The mean follows about the last 50 gaps. The longest pause fades by half
-every week, so a machine that rests at night is missed on its first evening, and from then on only when it oversleeps.
-Irregular streams have long pauses beside their mean gap, and by that a patience of their own.
+A stream counts as silent when its last record is longer ago than ``max(min_silence_s, gaps * mean gap, gaps * span of
+its last window, 1.5 * longest pause)``, once ``MIN_GAPS`` gaps are known. The span stands for the gaps where a backlog
+is written at once: when that is over, windows of an hour come hourly. The mean follows about the last 50 gaps. The
+longest pause fades by half every week, so a machine that rests at night is missed on its first evening, and from then
+on only when it oversleeps. Irregular streams have long pauses beside their mean gap, and by that a patience of their
+own.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ class _Stream:
     gaps: int = 0
     mean_ms: float = 0.0
     pause_ms: float = 0.0
+    span_ms: float = 0.0
     alert: Alert | None = None
     ended: str = ""  # id of the last alert that this process ended: its beginning may be read back after its end
 
-    def hear(self, partition: Partition, offset: int, record_ms: int, now_s: float) -> None:
+    def hear(self, partition: Partition, offset: int, record_ms: int, span_ms: float, now_s: float) -> None:
         if not self.gaps:  # an adopted stream's last record is known before the lookback brings those that led to it
             self.last_ms = min(self.last_ms, record_ms)
         gap = record_ms - self.last_ms
@@ -50,7 +53,7 @@ class _Stream:
             usual = min(float(gap), 10 * self.mean_ms) if self.gaps > 1 else float(gap)
             self.mean_ms += (usual - self.mean_ms) / min(self.gaps, MEAN_OF)
             self.last_ms = record_ms
-        self.partition, self.offset, self.heard_s = partition, offset, now_s
+        self.partition, self.offset, self.heard_s, self.span_ms = partition, offset, now_s, span_ms
 
     def is_ended_by(self, partition: Partition, offset: int, record_ms: int) -> bool:
         """Whether a record came after the silence began; a lookback brings those from before it once more.
@@ -94,7 +97,14 @@ class Silence:
         self.unwatched = 0
 
     def hear(
-        self, profile: str, stream_id: str, partition: Partition, offset: int, record_ms: int, now_s: float
+        self,
+        profile: str,
+        stream_id: str,
+        partition: Partition,
+        offset: int,
+        record_ms: int,
+        span_ms: float,
+        now_s: float,
     ) -> Alert | None:
         """A window came; returns the event that ends a silence.
 
@@ -102,6 +112,9 @@ class Silence:
         ----------
         record_ms
             Its Kafka timestamp, by which gaps are measured.
+        span_ms
+            Event time that the window stands for, its last interval included; what lies beyond ``idle_reset_s`` is not
+            believed.
         now_s
             When we read it (monotonic), by which silence is measured: a producer's clock may be wrong, ours may be set.
         """
@@ -112,7 +125,7 @@ class Silence:
                 return None
             self._streams[profile, stream_id] = _Stream(profile, partition, offset, now_s, record_ms)
             return None
-        stream.hear(partition, offset, record_ms, now_s)
+        stream.hear(partition, offset, record_ms, min(span_ms, self._idle_ms[profile]), now_s)
         return _end(stream, record_ms) if stream.is_ended_by(partition, offset, record_ms) else None
 
     def forget(
@@ -169,7 +182,8 @@ class Silence:
             yield profile, len(mine), sum(stream.alert is not None for stream in mine)
 
     def _patience_ms(self, stream: _Stream) -> float:
-        return max(self._min_ms, self._after_gaps * stream.mean_ms, PAUSE_MARGIN * stream.pause_ms)
+        usual_ms = max(stream.mean_ms, stream.span_ms)
+        return max(self._min_ms, self._after_gaps * usual_ms, PAUSE_MARGIN * stream.pause_ms)
 
 
 def _begin(profile: str, stream_id: str, stream: _Stream, now_ms: int) -> Alert:

@@ -20,7 +20,7 @@ from pipeline.errors import BrokerAway, DecodeError, StaleToken, TransientError
 from pipeline.partition import (
     Ownership,
     PartitionState,
-    State,
+    Phase,
     from_offset,
     next_change,
     version_at,
@@ -108,7 +108,7 @@ class StartUp:
                 self._take(state, note, commit)
             except StaleToken as error:
                 logger.warning("partition %s belongs to a newer generation: %s", state.partition, error)
-                state.state = State.GONE
+                state.phase = Phase.GONE
             except TransientError as error:
                 away.append((state, error))
         return away
@@ -189,11 +189,11 @@ class StartUp:
         start = self._first_available(state, watermark, commit)
         state.owned = Ownership(key, token, taken.seq)
         state.next = start
-        state.state = State.REPLAYING if start < state.c else State.LIVE
+        state.phase = Phase.REPLAYING if start < state.c else Phase.LIVE
         self._source.seek(state.partition, start)
         self._source.resume([state.partition])
         logger.info(
-            "partition %s: committed=%s watermark=%s state=%s", state.partition, state.c, watermark, state.state.value
+            "partition %s: committed=%s watermark=%s state=%s", state.partition, state.c, watermark, state.phase.value
         )
 
     def _moved_back(self, state: PartitionState, saved: int, commit: Commit) -> None:

@@ -66,15 +66,15 @@ def worker_status(
     """Put together what a worker knows about itself; every profile it has an engine for is named."""
     lag = ends.lag(partitions)
     tables = {name: engine.tables() for name, engine in engines.items()}
-    serving: dict[str, set[str]] = {name: {rows.version for rows in found} for name, found in tables.items()}
+    serving: dict[str, set[str]] = {name: {table.version for table in found} for name, found in tables.items()}
     for state in partitions.values():
         if state.committed is not None and state.committed.history:
             serving[state.profile].add(state.committed.history[-1][1])
     return WorkerStatus(
-        partitions=dict(Counter(state.state.value for state in partitions.values())),
+        partitions=dict(Counter(state.phase.value for state in partitions.values())),
         lag={name: lag.get(name, 0) for name in engines},
         rows_resident={name: sum(map(len, found)) for name, found in tables.items()},
-        rows_evicted={name: sum(rows.evicted for rows in found) for name, found in tables.items()},
+        rows_evicted={name: sum(table.evicted for table in found) for name, found in tables.items()},
         unsaved_age_s=unsaved_age_s,
         model_versions={name: tuple(sorted(versions)) for name, versions in serving.items()},
         waiting_for=waiting_for,

@@ -1,12 +1,12 @@
-"""``tidewatch streams``: list and show saved streams; reset or forget one, safely while workers run.
+"""``tidewatch streams``: list and show saved streams; reset or forget them safely while workers run.
 
-list and show read what workers have saved in Redis, a few seconds behind what they know; they change nothing.
+list and show read what workers have saved in Redis, which is a few seconds behind what they know; they change nothing.
 
-reset and forget do not touch Redis. They write a control record into the stream's own topic, on its partition: a worker
-obeys it when it comes to that place, between the same two observations of the stream in every replay, on every worker,
-after every crash. A state changed by hand in Redis would be undone by the next replay; this is not. After reset
-the stream starts afresh and warms up again (about 100 observations without a verdict); after forget nothing of
-it is kept until it sends again, which then starts it afresh.
+reset and forget do not touch Redis. They write a control record into the stream's own topic, on its partition. A worker
+obeys it when it comes to that place: between the same two observations of the stream in every replay, on every worker,
+after every crash. A change made in Redis by hand would be undone by the next replay; this is not. After reset the
+stream starts afresh and warms up again (about 100 observations without a verdict); after forget nothing is kept of
+it, and it starts afresh if it ever sends again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,12 +24,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.row import RowLayout
+from pipeline.epoch import iso_time
 from pipeline.errors import BrokerAway, ConfigurationError
 from pipeline.records import Partition
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.state.base import StateKey, StateStore
 from pipeline.stored import Layouts, NamedSlice, StoredStream, current_keys, find_stream, named_slices, scan_streams
-from pipeline.wire import encode_control, iso_time
+from pipeline.wire import encode_control
 from pipeline.wiring import build_cluster, build_store
 from pipeline.wording import shortened, table
 
@@ -43,7 +44,7 @@ examples:
   tidewatch streams list                              what is saved for the group of the settings
   tidewatch streams list 'press-*' --json             for other programs, one object a line
   tidewatch streams show press-07                     header and every named number of its row
-  tidewatch streams reset press-07                    its sensor was exchanged: start afresh
+  tidewatch streams reset press-07                    its sensor was replaced: start afresh
   tidewatch streams forget press-07 --yes             it is gone for good
 """
 
@@ -52,26 +53,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One parser for each action."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
-    common.add_argument("--group", help="consumer group whose state is meant (default: the settings')")
+    add_settings_option(common)
+    common.add_argument("--group", help="consumer group whose state to use (default: that of the settings)")
     common.add_argument("--topic", help="only this topic; needed to reset a stream that was never saved")
     listing = actions.add_parser(
         "list",
         parents=[common],
         help="every saved stream, with position and open alert",
-        description="Every saved stream, with position and open alert. Observations are those with a valid value, "
-        "reduced by gaps: as many as its statistics rest on, not all that ever came. On a terminal long ids lose their "
-        "middle; a pipe and --json get them whole.",
+        description="Every saved stream, with position and open alert. Observations are those with a valid value, less "
+        "what gaps take off: how many its statistics rest on, not how many ever came. On a terminal long ids are "
+        "shortened in the middle; a pipe and --json get them in full.",
     )
-    listing.add_argument("pattern", nargs="?", default="*", metavar="GLOB", help="only streams of this pattern")
+    listing.add_argument("pattern", nargs="?", default="*", metavar="GLOB", help="only streams that match this pattern")
     listing.add_argument("--limit", type=int, default=100, help="at most this many; 0 for all (default: 100)")
-    listing.add_argument("--json", action="store_true", help="one JSON object for each stream")
-    show = actions.add_parser("show", parents=[common], help="all that is remembered about a stream, by name")
+    listing.add_argument("--json", action="store_true", help="print one JSON object for each stream")
+    show = actions.add_parser("show", parents=[common], help="everything that is remembered about a stream, by name")
     show.add_argument("stream", metavar="STREAM")
-    show.add_argument("--all", action="store_true", help="every number of wide slices, not their extent")
-    show.add_argument("--json", action="store_true", help="one JSON object with every number")
-    for action, what in (("reset", "start a stream afresh"), ("forget", "drop what is kept of a stream")):
-        control = actions.add_parser(action, parents=[common], help=f"{what}, by a record in its topic")
+    show.add_argument("--all", action="store_true", help="print every value of wide fields instead of only their range")
+    show.add_argument("--json", action="store_true", help="print one JSON object with every number")
+    for action, what in (("reset", "start a stream afresh"), ("forget", "drop all that is kept of a stream")):
+        control = actions.add_parser(action, parents=[common], help=f"{what}, by a control record in its topic")
         control.add_argument("streams", nargs="+", metavar="STREAM")
         control.add_argument("--yes", action="store_true", help="do not ask")
 

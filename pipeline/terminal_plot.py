@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.epoch import iso_time
 from pipeline.records import Float32, Int64
-from pipeline.wire import iso_time
 
 OBSERVED, EXPECTED, BAND, EMPTY = "●", "─", "░", " "
 

@@ -1,17 +1,17 @@
-"""``tidewatch topics``: show the topics that the settings name, and with --create make those that are missing.
+"""``tidewatch topics``: show the topics that the settings name; --create makes those that are missing.
 
 Inputs of every profile, scores, alerts and dead letters, with the partitions, retention and replication of [topics].
-A topic that exists stays as it is, whatever its numbers; a repeat does nothing. Exit code 0: all are there; 1: some
-are missing.
+A topic that exists stays as it is, whatever its numbers, so repeating the command does no harm. Exit code 0: all exist;
+1: some are missing.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 
 from pipeline.settings import Settings, TopicPlan
+from pipeline.settings_option import add_settings_option
 from pipeline.topics.kafka import Cluster
 from pipeline.wiring import build_cluster
 
@@ -29,7 +29,7 @@ HOUR_MS = 3_600_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whether to create."""
-    parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
+    add_settings_option(parser)
     parser.add_argument("--create", action="store_true", help="make the topics that are missing")
 
 

@@ -1,8 +1,8 @@
 """``tidewatch train``: fit a predictor offline, on recordings or on a range of a Kafka topic.
 
-Every stream is split in time order: the first part teaches, the second decides when to end, the third judges. What
-comes out is a folder with the weights (which a profile's predictor may name), a manifest that says how they were made,
-a report with pictures, and a checkpoint to resume from. Nothing that is fitted has seen the second or third part.
+Every stream is split in time order: the first part teaches, the second decides when to stop, the third judges. The
+result is a folder with the weights (which a profile's predictor may name), a manifest that says how they were made,
+a report with pictures, and a checkpoint to resume from. Nothing is fitted to the second or third part.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rich.table import Table
 
 from models.calibration import FULL_EFFORT, Effort
 from models.config import PredictorConfig, Scope
-from models.course import Course, Plan, Series, course_of
 from models.families import FAMILIES
 from models.fitting import Fit, Optimiser, RateSchedule, Recipe, first_network, part_loss
 from models.judging import Judgement, judge, trained_weights
 from models.pretrained import WEIGHTS_FILE, Weights
 from models.row import has_season, has_week
+from models.split import Plan, Series, Split, split_of
 from models.training import Checkpoint
 from models.training import Progress as Report
 from pipeline.clock import SystemClock
@@ -39,18 +39,16 @@ from pipeline.output_files import make_writable
 from pipeline.profile import Profile
 from pipeline.registry import Registry, base_weights
 from pipeline.replay.inputs import (
-    KAFKA,
     Chosen,
-    RawInput,
     group_by_profile,
+    is_raw,
     load_streams,
-    open_record_file,
-    open_topic,
-    parse_topic_range,
+    open_raw,
     profile_of_raw,
 )
 from pipeline.settings import Settings
-from pipeline.sources.record_file import decode_records, is_record_file
+from pipeline.settings_option import add_settings_option
+from pipeline.sources.record_file import decode_records
 from pipeline.sources.recording import RecordedStream
 from pipeline.train.events import tensorboard_events
 from pipeline.train.report import TrainingReport, heads, notes, rows
@@ -76,18 +74,24 @@ QUICK_TAILS = Effort(series=44, hosts=8, units=8, observations=600)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which data, which predictor, how to learn, and where the outputs go."""
     parser.add_argument("recordings", nargs="+", metavar="RECORDING", help="file, folder, or kafka:TOPIC[@FROM..TO]")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for weights, report and checkpoint")
-    parser.add_argument("--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder for weights, report and checkpoint"
+    )
+    add_settings_option(parser)
     parser.add_argument("--profile", metavar="NAME", help="the profile whose streams these are")
-    parser.add_argument("--publish", action="store_true", help="also publish as a version of the profile; not served")
+    parser.add_argument(
+        "--publish", action="store_true", help="also publish as a version of the profile, without serving it"
+    )
     parser.add_argument("--streams", action="append", default=[], metavar="GLOB", help="only these; may be repeated")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the folder")
     parser.add_argument("--force", action="store_true", help="replace the weights or checkpoint of an earlier run")
-    parser.add_argument("--search", type=int, default=0, metavar="N", help="first search options in N trials (Optuna)")
+    parser.add_argument(
+        "--search", type=int, default=0, metavar="N", help="first search for options in N trials (Optuna)"
+    )
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard events")
     parser.add_argument("--quick-tails", action="store_true", help="pool tails over fewer generated series")
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads of a process (default: 1; more help wide networks only)"
+        "--threads", type=int, default=1, help="CPU threads per process (default: 1; more help only wide networks)"
     )
     parser.add_argument(
         "--device", choices=get_args(Device), default="auto", help="auto: a GPU where there is one (default)"
@@ -102,12 +106,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--scope", choices=get_args(Scope), help="each feature by itself, or all at once (default: the profile's)"
     )
-    which.add_argument("--start-from", metavar="NAME", help="gru, lstm, gru32 or a folder: begin with these weights")
+    which.add_argument("--start-from", metavar="NAME", help="begin with these weights: gru, lstm, gru32 or a folder")
     _add_recipe(parser.add_argument_group("learning"))
     split = parser.add_argument_group("splits")
     plan = Plan()
-    split.add_argument("--train", type=float, default=plan.train, help="share of every stream that teaches")
-    split.add_argument("--validation", type=float, default=plan.validation, help="share after it; the rest is the test")
+    split.add_argument(
+        "--train", type=float, default=plan.train, help="share of every stream that teaches, from its beginning"
+    )
+    split.add_argument(
+        "--validation", type=float, default=plan.validation, help="share that decides when to stop; the rest judges"
+    )
     split.add_argument("--segment", type=int, default=plan.segment, help="observations learned in one go")
 
 
@@ -128,17 +136,17 @@ def _add_recipe(group: Any) -> None:
 
     option("optimiser", "sgd has momentum 0.9", choices=get_args(Optimiser))
     option("rate", "first learning rate")
-    option("last-rate", "what the schedule ends at")
-    option("schedule", "of the rate; halving: every fifth epoch", choices=get_args(RateSchedule))
-    option("epochs", "at most")
-    option("patience", "epochs without a better validation loss")
-    option("batch", "segments in a batch, of all processes together")
+    option("last-rate", "learning rate at which the schedule ends")
+    option("schedule", "how the rate falls; halving: every fifth epoch", choices=get_args(RateSchedule))
+    option("epochs", "passes over the data, at most")
+    option("patience", "stop after so many epochs without a better validation loss")
+    option("batch", "segments per batch, over all processes")
     option("chunk", "observations over which gradients flow")
-    option("dropout", "share of the hidden numbers hidden from the read-out")
+    option("dropout", "share of the hidden state that the read-out does not see")
     option("l2", "weight of the squared weights in the loss")
-    option("gradient-norm", "longer ones are shortened")
+    option("gradient-norm", "gradients longer than this are shortened")
     group.add_argument("--no-flips", dest="flips", action="store_false", help="never show a segment upside down")
-    option("seed", "of first weights, order, flips and dropout")
+    option("seed", "seed of first weights, order, flips and dropout")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,16 +180,16 @@ def run(args: argparse.Namespace) -> int:
     with joined(args.device) as peers:
         console = Console(highlight=False, soft_wrap=True, quiet=not peers.is_first)
         try:
-            course = course_of([series_of(stream, profile) for stream in streams], predictor.scope, _plan(args))
+            split = split_of([series_of(stream, profile) for stream in streams], predictor.scope, _plan(args))
             if args.search > 0:
                 if peers.size > 1:
                     raise ConfigurationError("--search runs in one process; train with what it found under torchrun")
                 predictor, recipe = search(
-                    predictor, recipe, course, args.search, peers, lambda trial: _tell(console, trial)
+                    predictor, recipe, split, args.search, peers, lambda trial: _tell(console, trial)
                 )
                 console.print(f"to go on after a stop: {_resuming(predictor, recipe)}", markup=False)
             start = None if base is None else base.fingerprint()
-            fit = Fit(first_network(predictor, recipe.seed), course, recipe, peers, start)
+            fit = Fit(first_network(predictor, recipe.seed), split, recipe, peers, start)
         except ValueError as exc:
             raise ConfigurationError(str(exc)) from exc
         if base is not None:
@@ -204,9 +212,9 @@ def _write(
 ) -> None:
     """Judge, and leave weights, report and, where wanted, a version."""
     name, profile, streams = of
-    judgement = judge(fit.network, fit.course, before=None if before is None else before.build())
+    judgement = judge(fit.network, fit.split, before=None if before is None else before.build())
     try:
-        weights = _weights(fit, fit.course, args, _about(fit, args, streams))
+        weights = _weights(fit, fit.split, args, _about(fit, args, streams))
     except ValueError as exc:
         raise ConfigurationError(str(exc)) from exc
     weights.save(args.out)
@@ -232,10 +240,11 @@ def _streams(args: argparse.Namespace, settings: Settings) -> tuple[str, Profile
     """The streams, and the one profile they are of."""
     chosen, found = Chosen(tuple(args.streams)), []
     wanted: str | None = args.profile
-    paths = [Path(name) for name in args.recordings if not _is_raw(name)]
+    cluster = build_cluster(settings)
+    paths = [Path(name) for name in args.recordings if not is_raw(name)]
     for name in args.recordings:
-        if _is_raw(name):
-            raw = _raw(name, settings)
+        raw = open_raw(name, cluster)
+        if raw is not None:
             wanted = profile_of_raw(raw, settings, wanted)
             decoded = decode_records(raw.read(), settings.profiles[wanted], settings.limits, raw.name)
             found += [stream for stream in decoded if chosen.has_stream(stream.name)]
@@ -248,16 +257,6 @@ def _streams(args: argparse.Namespace, settings: Settings) -> tuple[str, Profile
         names = ", ".join(group.name for group in groups)
         raise ConfigurationError(f"the recordings are of {len(groups)} kinds ({names}); choose one with --streams")
     return groups[0].name, groups[0].profile, groups[0].streams
-
-
-def _is_raw(name: str) -> bool:
-    return name.startswith(KAFKA) or is_record_file(Path(name))
-
-
-def _raw(name: str, settings: Settings) -> RawInput:
-    if name.startswith(KAFKA):
-        return open_topic(build_cluster(settings), parse_topic_range(name.removeprefix(KAFKA)))
-    return open_record_file(Path(name))
 
 
 def series_of(stream: RecordedStream, profile: Profile) -> Series:
@@ -385,11 +384,11 @@ def _show(bar: Progress, task: TaskID, report: Report) -> None:
     bar.update(task, description=report.phase, completed=report.done, total=report.total, loss=loss)
 
 
-def _weights(fit: Fit, course: Course, args: argparse.Namespace, about: dict[str, Any]) -> Weights:
+def _weights(fit: Fit, split: Split, args: argparse.Namespace, about: dict[str, Any]) -> Weights:
     config = fit.network.config
     pooled = base_weights("gru").pooled if config.scope == "stream" else None
     effort = QUICK_TAILS if args.quick_tails else FULL_EFFORT
-    return trained_weights(fit.network, course, fit.recipe.seed, about, pooled, effort)
+    return trained_weights(fit.network, split, fit.recipe.seed, about, pooled, effort)
 
 
 # --- what is said of it -----------------------------------------------------------------------------------------------
@@ -397,7 +396,7 @@ def _weights(fit: Fit, course: Course, args: argparse.Namespace, about: dict[str
 
 def _about(fit: Fit, args: argparse.Namespace, streams: Sequence[RecordedStream]) -> dict[str, Any]:
     """The manifest's words."""
-    held_out = part_loss(fit.network, fit.course.test)
+    held_out = part_loss(fit.network, fit.split.test)
     judged = {} if math.isnan(held_out) else {"loss_held_out": round(held_out, 4)}
     return judged | {
         "made_by": "tidewatch train",

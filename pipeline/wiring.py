@@ -15,13 +15,14 @@ import torch
 from models.step import Scorer
 from pipeline.batcher import Batcher
 from pipeline.clock import SystemClock
+from pipeline.connections import Security
 from pipeline.engine import Engine
 from pipeline.errors import ConfigurationError
 from pipeline.messages import Messages
 from pipeline.profile import Profile
 from pipeline.records import StepStats
 from pipeline.registry import Registry
-from pipeline.settings import Security, Settings
+from pipeline.settings import Settings
 from pipeline.sinks.kafka import KafkaSink
 from pipeline.sources.kafka import KafkaSource
 from pipeline.state.base import StateStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.records import DISPLACEMENT, Alert, FeatureEvidence
+from pipeline.records import DISPLACEMENT_SIGNAL, Alert, FeatureEvidence
 
 LEAST_DIGITS, MOST_DIGITS = 4, 9
 PLAIN_BELOW = 1e12
@@ -45,7 +45,7 @@ def usually(signal: str, feature: FeatureEvidence) -> str:
     if feature.usual is None:
         return ""
     level = number(feature.usual, feature.band[1] - feature.band[0])
-    return f"usually {level}" if signal == DISPLACEMENT else f"the others ask for {level}"
+    return f"usually {level}" if signal == DISPLACEMENT_SIGNAL else f"the others ask for {level}"
 
 
 def strongest_feature(alert: Alert) -> str:

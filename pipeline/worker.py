@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.batcher import Batcher, Piece
 from pipeline.clock import Clock
-from pipeline.engine import Engine, Share
+from pipeline.engine import Engine
 from pipeline.errors import (
     BrokerAway,
     CommitRefused,
@@ -24,7 +24,6 @@ from pipeline.errors import (
     OffsetsGone,
     OutcomeUnknown,
     OwnershipError,
-    RegistryAway,
     RowAhead,
     StaleToken,
     StateLost,
@@ -32,36 +31,66 @@ from pipeline.errors import (
     TransientError,
     VersionError,
 )
+from pipeline.folding import Folded, Folding
 from pipeline.keeper import Keeper
 from pipeline.messages import Messages
-from pipeline.partition import PartitionState, State, next_change, to_offset, version_at, with_version
-from pipeline.records import Committed, Partition, Record, StepStats, Windows, WorkerStatus
-from pipeline.resident import ResidentRows
+from pipeline.partition import PartitionState, Phase, to_offset, with_version
+from pipeline.records import Committed, Partition, Record, StepStats, WorkerStatus
 from pipeline.sinks.base import Sink
 from pipeline.sources.base import GroupNote, Source
 from pipeline.startup import StartUp
-from pipeline.state.base import Load, StateStore
+from pipeline.state.base import StateStore
 from pipeline.status import LogEnds, worker_status
 
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.5
-SAVES_WAIT_S = 0.5
 TARGET_POLL_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How often the worker commits and saves, and how much it takes at a time (see settings)."""
+    """How often the worker commits and saves, and how much it takes at a time.
+
+    Attributes
+    ----------
+    group, start, commit_interval_s, max_uncommitted_records, max_poll_records
+        As in :class:`pipeline.settings.Kafka`.
+    save_interval_s, max_watermark_age_s
+        As in :class:`pipeline.settings.Redis`.
+    min_images_per_commit
+        Unsaved rows copied at every commit, where there are so many.
+    saves_wait_s
+        How long one step waits for saves that a change of versions, or room for rows, depends on.
+    stop_deadline_s
+        How long a stop waits for the last saves.
+    """
 
     group: str
-    start: str = "earliest"
-    commit_interval_s: float = 0.5
-    max_uncommitted_records: int = 20_000
-    max_poll_records: int = 5_000
-    save_interval_s: float = 5.0
-    max_watermark_age_s: float = 60.0
+    start: str
+    commit_interval_s: float
+    max_uncommitted_records: int
+    max_poll_records: int
+    save_interval_s: float
+    max_watermark_age_s: float
+    min_images_per_commit: int = 256
+    saves_wait_s: float = 0.5
     stop_deadline_s: float = 30.0
+
+
+@dataclass(slots=True)
+class Uncommitted:
+    """What was folded since the last commit: how many records, their oldest and newest Kafka timestamp."""
+
+    records: int = 0
+    record_ms: tuple[int, int] | None = None
+
+    def add(self, folded: Folded) -> None:
+        """Count a batch in."""
+        self.records += folded.records
+        if folded.record_ms is not None:
+            oldest, newest = self.record_ms or folded.record_ms
+            self.record_ms = min(oldest, folded.record_ms[0]), max(newest, folded.record_ms[1])
 
 
 class Worker:
@@ -77,12 +106,25 @@ class Worker:
         Profile of each topic.
     target
         The version a profile should serve now (the registry's pointer).
-    messages, pace, clock
-        Message formats, rhythm and time.
+    messages
+        The formats of records and outputs.
+    batcher
+        Where decoded records wait until they are folded; empty.
+    pace, clock
+        Rhythm and time.
     listener
         Told what each step did.
     new_id
         Fresh random hex, for incarnations and nonces.
+
+    Attributes
+    ----------
+    partitions
+        Those assigned, and how far each has come.
+    keeper
+        What is saved when.
+    waiting_for
+        As in :class:`pipeline.records.WorkerStatus`.
     """
 
     def __init__(
@@ -106,7 +148,8 @@ class Worker:
         self._listener = listener
         since_ms = clock.wall_ms() if pace.start == "latest" else None
         self._start_up = StartUp(source, store, engines, target, pace.group, since_ms, new_id, clock.monotonic)
-        self._keeper = Keeper(store, engines, clock, pace.save_interval_s)
+        self.keeper = Keeper(store, engines, clock, pace.save_interval_s, pace.min_images_per_commit)
+        self._folding = Folding(engines, store, messages, batcher, sink, self.keeper, clock)
         self._ends = LogEnds(source, clock.monotonic)
         self._note: GroupNote | None = None
         self.partitions: dict[Partition, PartitionState] = {}
@@ -115,9 +158,7 @@ class Worker:
         self._saves_awaited_for: Literal["room", "swap"] | None = None
         self._last_commit_s = clock.monotonic()
         self._target_due_s = 0.0
-        self._oldest_ms: int | None = None
-        self._newest_ms: int | None = None
-        self._uncommitted = 0
+        self._uncommitted = Uncommitted()
         self._stats = StepStats()
         self.waiting_for: str | None = "assignment"
 
@@ -135,7 +176,7 @@ class Worker:
             End the process.
         """
         self._stats = StepStats()
-        self.waiting_for = next((s.waits_for for s in self.partitions.values() if s.state is State.ASSIGNED), None)
+        self.waiting_for = next((s.waits_for for s in self.partitions.values() if s.phase is Phase.ASSIGNED), None)
         try:
             self._recover()
             self._follow_group()
@@ -160,13 +201,13 @@ class Worker:
             self._lose(error)
         except OffsetsGone as error:
             self._start_over("offsets gone", error)
-        if self.waiting_for is None and self._keeper.is_store_away:
-            self.waiting_for = "redis"  # goes on with resident rows, and says so
+        if self.waiting_for is None and self.keeper.is_store_away:
+            self.waiting_for = StoreAway.server  # goes on with resident rows, and says so
         self._listener(self._stats)
         return self._stats
 
     def _work(self) -> None:
-        self._keeper.collect(self.partitions)
+        self.keeper.collect(self.partitions)
         self._start_partitions()
         if self._awaits_saves():
             return
@@ -175,7 +216,7 @@ class Worker:
             return
         self._read()
         self._fold()
-        self._keeper.sweep(self.partitions)
+        self.keeper.sweep(self.partitions)
 
     def stop(self) -> None:
         """Commit, save all, W = c, leave the group: the successor replays nothing. Gives up after a deadline."""
@@ -183,7 +224,7 @@ class Worker:
             self._follow_group()
             if self._note is not None and not self._must_rebuild:
                 self._commit(everything=True)
-                self._keeper.drain(self.partitions, self._pace.stop_deadline_s)
+                self.keeper.drain(self.partitions, self._pace.stop_deadline_s)
         except (OwnershipError, BrokerAway, StoreAway) as error:
             logger.warning("stopped without a last commit: %s; the successor replays from the last save", error)
         finally:
@@ -191,14 +232,14 @@ class Worker:
 
     def abandon(self) -> None:
         """Close everything and commit and save nothing: in the middle of a step rows may be ahead of what was told."""
-        self._keeper.close()
+        self.keeper.close()
         self._sink.close()
         self._source.close()
         self._store.close()
 
     def _wait(self, error: TransientError) -> None:
         """A server or the registry is away: say so, keep membership, try again at the next step."""
-        self.waiting_for = _server(error)
+        self.waiting_for = error.server
         logger.warning("waiting for %s: %s", self.waiting_for, error)
         self._source.pause(self.partitions)
         with suppress(BrokerAway, OffsetsGone):  # the next poll says either again
@@ -234,20 +275,19 @@ class Worker:
                 self._sink.abort()
             except OutcomeUnknown:
                 self._must_rebuild = True
-        self._uncommitted = 0
+        self._uncommitted = Uncommitted()
         self._saves_awaited_for = None
-        self._oldest_ms = self._newest_ms = None
         retry_at_s = self._clock.monotonic() + (RETRY_PAUSE_S if error is not None else 0.0)
         for partition, state in self.partitions.items():
             self._forget(partition, state)
-            if state.state is not State.GONE:
+            if state.phase is not Phase.GONE:
                 state.back_to_assigned(retry_at_s)
         self._source.pause(self.partitions)
 
     def _forget(self, partition: Partition, state: PartitionState) -> None:
         self._batcher.drop(partition)
         self._engines[state.profile].drop(partition)
-        self._keeper.forget(state)
+        self.keeper.forget(state)
 
     def _recover(self) -> None:
         """Rule 5: after an unknown outcome no save and no record until a new producer has ended what was open."""
@@ -256,16 +296,19 @@ class Worker:
             self._must_rebuild = False
             logger.info("producer rebuilt")
 
+    def _meant_by(self, error: OwnershipError) -> PartitionState | None:
+        return None if error.partition is None else self.partitions.get(error.partition)
+
     def _lose(self, error: StaleToken) -> None:
         """Somebody newer has a partition's state: let go of it and wait for the group's word."""
-        lost = self.partitions.get(_partition(error.partition)) if error.partition else None
+        lost = self._meant_by(error)
         self._start_over("stale token", error)
         if lost is not None:
-            lost.state = State.GONE
+            lost.phase = Phase.GONE
 
     def _prove_ownership(self, error: StateLost) -> None:
         """``LOST``: an offsets-only commit of c under the noted metadata shows whether the partition is still ours."""
-        lost = self.partitions.get(_partition(error.partition)) if error.partition else None
+        lost = self._meant_by(error)
         committed = lost.committed if lost is not None else None
         self._start_over("state lost", error)
         if lost is None or committed is None or self._note is None or self._must_rebuild:
@@ -273,13 +316,13 @@ class Worker:
         try:
             self._sink.commit({lost.partition: to_offset(committed)}, self._note)
         except CommitRefused:
-            lost.state = State.GONE
+            lost.phase = Phase.GONE
         except OutcomeUnknown:
             self._must_rebuild = True
 
     def _look_again(self, error: RowAhead) -> None:
         """Rule 23: start-up reads c again, and knows what it has to reach."""
-        ahead = self.partitions.get(_partition(error.partition)) if error.partition else None
+        ahead = self._meant_by(error)
         self._start_over("row ahead", error)
         if ahead is not None:
             ahead.rows_reach = error.position
@@ -289,14 +332,14 @@ class Worker:
     def _start_partitions(self) -> None:
         """Start-up of every assigned partition that is due; one that must wait does not hold up its neighbours."""
         now = self._clock.monotonic()
-        due = [s for s in self.partitions.values() if s.state is State.ASSIGNED and now >= s.retry_at_s]
+        due = [s for s in self.partitions.values() if s.phase is Phase.ASSIGNED and now >= s.retry_at_s]
         due.sort(key=lambda state: state.retry_at_s)  # those that a step had no time for before those that failed in it
         if due and self._note is not None:
             away = self._start_up.run(due, self._note, self._commit)
             self._target_due_s = now
             for state, error in away:
                 state.back_to_assigned(now + RETRY_PAUSE_S)
-                state.waits_for = _server(error)
+                state.waits_for = error.server
                 logger.warning("partition %s waits: %s", state.partition, error)
 
     # -- records -------------------------------------------------------------------------------------------------
@@ -307,8 +350,8 @@ class Worker:
             return
         folding = [p for p, state in self.partitions.items() if state.is_folding]
         self._source.resume(folding)
-        with self._timed("poll"):
-            timeout_s = 0.02 if self._uncommitted else min(0.2, self._pace.commit_interval_s)
+        with self._stats.timed("poll", self._clock.monotonic):
+            timeout_s = 0.02 if self._uncommitted.records else min(0.2, self._pace.commit_interval_s)
             polled = self._source.poll(timeout_s, self._pace.max_poll_records)
         self._follow_group()
         for partition, records in polled.items():
@@ -328,136 +371,36 @@ class Worker:
             self.waiting_for = "assignment"
 
     def _decode(self, state: PartitionState, records: Sequence[Record]) -> None:
-        with self._timed("decode"):
+        with self._stats.timed("decode", self._clock.monotonic):
             windows, letters = self._messages.decode(state.profile, state.partition, records)
         self._stats.records += len(records)
         self._batcher.add(Piece(state.partition, windows, tuple(letters), records[-1].offset + 1))
 
     def _pass_gap(self, state: PartitionState) -> None:
         """A replay whose last records below c are not in the log (transaction markers, compaction) ends by position."""
-        if state.state is State.REPLAYING and not self._batcher.holds(state.partition):
+        if state.phase is Phase.REPLAYING and not self._batcher.holds(state.partition):
             position = self._source.position(state.partition)
-            if position is not None and position >= state.c:
-                self._advance(state, state.c)
+            if position is not None and position >= state.c and state.advance(state.c):
+                self._target_due_s = 0.0
 
     def _is_behind_with_saves(self) -> bool:
         """Whether W is too old to go on: the input pauses while Redis is away too long."""
-        if self._keeper.unsaved_age_s() < self._pace.max_watermark_age_s:
+        if self.keeper.behind_s() < self._pace.max_watermark_age_s:
             return False
         self._wait(StoreAway(f"rows unsaved for more than {self._pace.max_watermark_age_s:g} s"))
         return True
 
-    # -- folding -------------------------------------------------------------------------------------------------
-
     def _fold(self) -> None:
-        """One batch: pieces of every partition that has records, grouped by profile and version."""
-        limits, versions = [], {}
-        for partition, state in self.partitions.items():
-            if state.is_folding and self._batcher.holds(partition):
-                assert state.committed is not None
-                at = self._batcher.first_offset(partition)
-                version = version_at(state.committed, at)
-                assert version is not None, f"{partition}: no version at {at}"
-                versions[partition] = (state.profile, version)
-                limits.append((partition, next_change(state.committed, at)))
-        if not limits:
-            return
-        groups: dict[tuple[str, str], list[Piece]] = {}
-        for piece in self._batcher.peek(limits):
-            groups.setdefault(versions[piece.partition], []).append(piece)
-        for (profile, version), pieces in groups.items():
-            self._fold_group(self._engines[profile], version, pieces)
-
-    def _fold_group(self, engine: Engine, version: str, pieces: list[Piece]) -> None:
-        rows = engine.rows(version)
-        rows.begin_batch()
-        if not self._carry_over(engine, version, pieces):
-            return
-        pieces = _fitting(pieces, rows)
-        with self._timed("load"):
-            if not self._load(engine, rows, pieces):
+        """One batch of each profile and version; what is done counts at once, as the next may find a server away."""
+        for batch in self._folding.next_batches(self.partitions):
+            folded = self._folding.fold(batch, self.partitions, self._stats)
+            self._uncommitted.add(folded)
+            if folded.ended_replay:
+                self._target_due_s = 0.0
+            if folded.needs == "commit":
                 self._room_wanted = True
-                return
-        shares = [Share(piece.partition, piece.windows, self.partitions[piece.partition].c) for piece in pieces]
-        with self._timed("score"):
-            absorbed = engine.absorb(rows, shares, self._clock.monotonic())
-        letters = [
-            letter
-            for piece in pieces
-            for letter in piece.dead_letters
-            if letter.offset >= self.partitions[piece.partition].c
-        ]
-        with self._timed("emit"):
-            self._messages.emit(self._sink, absorbed.scores, absorbed.alerts, letters)
-        for piece in pieces:
-            self._batcher.done(piece)
-            self._advance(self.partitions[piece.partition], piece.end)
-            self._note_times(self.partitions[piece.partition], piece.windows)
-        self._uncommitted += sum(len(piece.windows) + len(piece.dead_letters) for piece in pieces)
-        self._count(engine.name, absorbed.observations, absorbed.late, absorbed.missing_values)
-        self._stats.skipped_windows += absorbed.skipped_windows
-        self._stats.silent_observations += absorbed.silent_observations
-        self._stats.windows += sum(len(piece.windows) for piece in pieces)
-        self._stats.scores[engine.name] = sum(len(scores.score) for scores in absorbed.scores)
-        self._stats.alerts.extend(absorbed.alerts)
-        self._stats.dead_letters.extend(letters)
-
-    def _carry_over(self, engine: Engine, version: str, pieces: Sequence[Piece]) -> bool:
-        """Bring rows to the version that is next in a replay; False where some must be saved first (rules 12, 14)."""
-        if self._keeper.is_saving and any(engine.version_of(p.partition) not in (None, version) for p in pieces):
-            self._saves_awaited_for = "room"
-            return False
-        if not all(engine.bring_to(piece.partition, version) for piece in pieces):
-            self._room_wanted = True
-            return False
-        return True
-
-    def _load(self, engine: Engine, rows: ResidentRows, pieces: Sequence[Piece]) -> bool:
-        """Bring what is not resident with one round trip; False where rows must be saved first to make room."""
-        missing = {piece.partition: rows.missing(piece.partition, piece.windows.stream_ids) for piece in pieces}
-        wanted = sum(map(len, missing.values()))
-        if not wanted:
-            return True
-        for piece in pieces:  # what is resident already must survive the eviction
-            known = rows.slots_of[piece.partition]
-            rows.slots(piece.partition, [stream for stream in piece.windows.stream_ids if stream in known])
-        if not rows.make_room(wanted):
-            return False
-        loads = []
-        for partition, streams in missing.items():
-            owned = self.partitions[partition].owned
-            if streams and owned is not None:
-                loads.append(Load(owned.key, owned.token, owned.seq, streams))
-        found = self._store.load_many(loads)
-        for load, values in zip(loads, found, strict=True):
-            state = self.partitions[load.key.partition]
-            assert state.committed is not None
-            engine.admit(rows, state.committed, load.key.partition, load.stream_ids, values)
-        return True
-
-    def _advance(self, state: PartitionState, end: int) -> None:
-        state.next = max(state.next, end)
-        if state.state is State.REPLAYING and state.next >= state.c:
-            state.state = State.LIVE
-            self._target_due_s = 0.0
-            logger.info("partition %s: live at %s", state.partition, state.next)
-
-    def _note_times(self, state: PartitionState, windows: Windows) -> None:
-        if not len(windows):
-            return
-        oldest, newest = int(windows.record_ms.min()), int(windows.record_ms.max())
-        state.newest_record_ms = max(state.newest_record_ms, newest)
-        self._oldest_ms = oldest if self._oldest_ms is None else min(self._oldest_ms, oldest)
-        self._newest_ms = newest if self._newest_ms is None else max(self._newest_ms, newest)
-
-    def _count(self, profile: str, observations: int, late: int, missing: int) -> None:
-        for counts, value in (
-            (self._stats.profile_observations, observations),
-            (self._stats.late, late),
-            (self._stats.missing_values, missing),
-        ):
-            counts[profile] = counts.get(profile, 0) + value
-        self._stats.batch_observations += observations
+            elif folded.needs == "saves":
+                self._saves_awaited_for = "room"
 
     # -- commit and save -----------------------------------------------------------------------------------------
 
@@ -465,7 +408,7 @@ class Worker:
         if self._note is None:
             return False
         waited = self._clock.monotonic() - self._last_commit_s >= self._pace.commit_interval_s
-        return waited or self._room_wanted or self._uncommitted >= self._pace.max_uncommitted_records
+        return waited or self._room_wanted or self._uncommitted.records >= self._pace.max_uncommitted_records
 
     def _commit(self, extra: Mapping[Partition, Committed] | None = None, everything: bool = False) -> None:
         """Outputs and offsets leave in one transaction; then images of this boundary may be saved.
@@ -484,15 +427,15 @@ class Worker:
         due = {p: replace(s.committed, offset=s.next) for p, s in self.partitions.items() if s.committed and _ahead(s)}
         due.update(extra or {})
         everything = everything or self._room_wanted
-        jobs = self._keeper.images(self.partitions, everything)
+        jobs = self.keeper.images(self.partitions, everything)
         if due:
-            with self._timed("commit"):
+            with self._stats.timed("commit", self._clock.monotonic):
                 self._sink.commit({p: to_offset(committed) for p, committed in due.items()}, note)
             self._stats.commits += 1
         for partition, committed in due.items():
             self.partitions[partition].committed = committed
             self.partitions[partition].must_commit = False
-        self._keeper.submit(jobs)
+        self.keeper.submit(jobs)
         self._note_latency(bool(due))
         self._last_commit_s = started
         if self._room_wanted:
@@ -506,12 +449,12 @@ class Worker:
         """
         if self._saves_awaited_for is None:
             return False
-        if self._keeper.drain(self.partitions, SAVES_WAIT_S):
+        if self.keeper.drain(self.partitions, self._pace.saves_wait_s):
             is_for_swap, self._saves_awaited_for = self._saves_awaited_for == "swap", None
             if is_for_swap:
                 self._swap_versions(is_saved=True)
             return False
-        if self._keeper.is_store_away:
+        if self.keeper.is_store_away:
             if self._saves_awaited_for == "swap":
                 self._saves_awaited_for = None
                 return False
@@ -519,12 +462,12 @@ class Worker:
         return True
 
     def _note_latency(self, committed: bool) -> None:
-        if committed and self._oldest_ms is not None and self._newest_ms is not None:
-            now = self._clock.wall_ms()
-            self._stats.latency_s = ((now - self._oldest_ms) / 1000, (now - self._newest_ms) / 1000)
-        if committed:
-            self._oldest_ms = self._newest_ms = None
-            self._uncommitted = 0
+        if not committed:
+            return
+        if self._uncommitted.record_ms is not None:
+            now, (oldest, newest) = self._clock.wall_ms(), self._uncommitted.record_ms
+            self._stats.latency_s = ((now - oldest) / 1000, (now - newest) / 1000)
+        self._uncommitted = Uncommitted()
 
     # -- versions ------------------------------------------------------------------------------------------------
 
@@ -545,12 +488,12 @@ class Worker:
         except (TransientError, OSError, ConfigurationError) as error:
             logger.warning("which versions to serve cannot be read, those that are served stay: %s", error)
             return
-        due = [s for s in self.partitions.values() if s.state is State.LIVE and _serving(s) != targets[s.profile]]
-        if not due or self._keeper.is_store_away:
+        due = [s for s in self.partitions.values() if s.phase is Phase.LIVE and _serving(s) != targets[s.profile]]
+        if not due or self.keeper.is_store_away:
             return
         if not is_saved:
             self._commit(everything=True)
-            if not self._keeper.drain(self.partitions, SAVES_WAIT_S):
+            if not self.keeper.drain(self.partitions, self._pace.saves_wait_s):
                 self._saves_awaited_for = "swap"
                 return
         for state in due:
@@ -566,46 +509,14 @@ class Worker:
 
     def status(self) -> WorkerStatus:
         """How the worker stands, between two steps; asks Kafka for the ends of the logs at most every few seconds."""
-        age_s = self._keeper.unsaved_age_s()
+        age_s = self.keeper.unsaved_age_s()
         return worker_status(self.partitions, self._engines, self._ends, age_s, self.waiting_for)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        began = self._clock.monotonic()
-        yield
-        self._stats.seconds[stage] = self._stats.seconds.get(stage, 0.0) + self._clock.monotonic() - began
-
-
-def _partition(pair: tuple[str, int]) -> Partition:
-    return Partition(*pair)
-
-
-def _server(error: TransientError) -> str:
-    return {StoreAway: "redis", RegistryAway: "registry"}.get(type(error), "kafka")
 
 
 def _ahead(state: PartitionState) -> bool:
-    return state.state is State.LIVE and (state.next > state.c or state.must_commit)
+    return state.phase is Phase.LIVE and (state.next > state.c or state.must_commit)
 
 
 def _serving(state: PartitionState) -> str:
     assert state.committed is not None
     return state.committed.history[-1][1]
-
-
-def _fitting(pieces: list[Piece], rows: ResidentRows) -> list[Piece]:
-    """As much of the batch as the table can hold at once: at least one window."""
-    room = rows.max_streams
-    kept = []
-    for piece in pieces:
-        seen: set[str] = set()
-        count = 0
-        for stream in piece.windows.stream_ids:
-            if stream not in seen and len(seen) == room:
-                break
-            seen.add(stream)
-            count += 1
-        room -= len(seen)
-        if count or not len(piece.windows):
-            kept.append(piece.up_to(count) if count < len(piece.windows) else piece)
-    return kept

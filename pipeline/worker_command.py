@@ -1,16 +1,16 @@
-"""``tidewatch worker``: consume, score, emit, until told to stop."""
+"""``tidewatch worker``: consume, score and emit until told to stop."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 from pipeline.errors import TransientError
 from pipeline.health import Health
 from pipeline.metrics import Metrics
 from pipeline.profile import alarm_every_s
 from pipeline.settings import Settings
+from pipeline.settings_option import add_settings_option
 from pipeline.stopping import Stopping
 from pipeline.wiring import build_worker, settle_memory
 from pipeline.worker import Worker
@@ -22,9 +22,7 @@ CONNECT_RETRY_S = 2.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The worker's own options; everything else is settings."""
-    parser.add_argument(
-        "--settings", type=Path, help="TOML file; without one the defaults and the shipped profiles serve"
-    )
+    add_settings_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from pipeline.memory import MemoryBroker
 from pipeline.messages import Messages
 from pipeline.profile import Profile
 from pipeline.records import Alert, DeadLetter, Partition, StepStats
+from pipeline.resident import ResidentRows
 from pipeline.settings import Limits
 from pipeline.sinks.memory import MemorySink
 from pipeline.sources.memory import MemorySource
@@ -34,14 +35,15 @@ VERSION_A, VERSION_B = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 GROUP = "tests"
 
 
+@dataclass
 class FakeClock:
-    """Time that a test advances; every look moves it on a little, so that waiting ends."""
+    """Time that a test advances; every look moves it on by ``tick_s``, so that waiting ends."""
 
-    def __init__(self) -> None:
-        self.now_s = 1000.0
+    now_s: float = 1000.0
+    tick_s: float = 0.01
 
     def monotonic(self) -> float:
-        self.now_s += 0.01
+        self.now_s += self.tick_s
         return self.now_s
 
     def wall_ms(self) -> int:
@@ -60,6 +62,20 @@ def make_profile(**changes: object) -> Profile:
         "alarm_budget": "1 per day",
     }
     return Profile(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def make_pace(**changes: object) -> Pace:
+    """Sixteen records at a time, everything else at the defaults of the settings."""
+    settings: dict[str, object] = {
+        "group": GROUP,
+        "start": "earliest",
+        "commit_interval_s": 0.5,
+        "max_uncommitted_records": 20_000,
+        "max_poll_records": 16,
+        "save_interval_s": 5.0,
+        "max_watermark_age_s": 60.0,
+    }
+    return Pace(**{**settings, **changes})  # type: ignore[arg-type]
 
 
 @cache
@@ -102,20 +118,32 @@ class Output:
 
 @dataclass
 class World:
-    """An in-memory Kafka and store, and workers that come and go in it."""
+    """An in-memory Kafka and store, and workers that come and go in it.
+
+    Attributes
+    ----------
+    target
+        The version that the registry names, or why it cannot be read.
+    source
+        Makes the consumer of a worker.
+    workers
+        All that there were, in their order, each with its consumer and its engine.
+    """
 
     profile: Profile = field(default_factory=make_profile)
     partitions: int = 2
     max_streams: int = 64
-    pace: Pace = field(default_factory=lambda: Pace(group=GROUP, max_poll_records=16))
-    target: str = VERSION_A
+    pace: Pace = field(default_factory=make_pace)
+    target: str | Exception = VERSION_A
     seeds: Mapping[str, int] = field(default_factory=lambda: {VERSION_A: 0, VERSION_B: 1})
     hidden: str = "carry"
     store: MemoryStateStore = field(default_factory=MemoryStateStore)
+    source: Callable[[MemoryBroker, str, list[str]], MemorySource] = MemorySource
     broker: MemoryBroker = field(default_factory=MemoryBroker)
     clock: FakeClock = field(default_factory=FakeClock)
     stats: list[StepStats] = field(default_factory=list)
     ids: Iterator[int] = field(default_factory=count)
+    workers: dict[Worker, tuple[MemorySource, Engine]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for topic, partitions in (("input", self.partitions), ("scores", 1), ("alerts", 1), ("dead", 1)):
@@ -142,23 +170,42 @@ class World:
             raise VersionError(f"no version {version}")
         return make_scorer(self.profile, self.seeds[version])
 
+    def served(self, profile: str) -> str:
+        """What the registry says when it is asked."""
+        if isinstance(self.target, Exception):
+            raise self.target
+        return self.target
+
     def worker(self, name: str = "w") -> Worker:
         """A new process: nothing remembered but its name."""
-        profiles = {"p": self.profile}
-        return Worker(
-            MemorySource(self.broker, GROUP, ["input"]),
+        source = self.source(self.broker, GROUP, ["input"])
+        engine = Engine("p", self.profile, self.load, self.max_streams, hidden=self.hidden)
+        worker = Worker(
+            source,
             MemorySink(self.broker, f"{GROUP}.{name}"),
             self.store,
-            {"p": Engine("p", self.profile, self.load, self.max_streams, hidden=self.hidden)},
+            {"p": engine},
             {"input": "p"},
-            lambda profile: self.target,
-            Messages(profiles, Limits(max_clock_skew_s=None), "scores", "alerts", "dead"),
+            self.served,
+            Messages({"p": self.profile}, Limits(max_clock_skew_s=None), "scores", "alerts", "dead"),
             Batcher(64),
             self.pace,
             self.clock,
             self.stats.append,
             lambda: f"{next(self.ids):016x}",
         )
+        self.workers[worker] = source, engine
+        return worker
+
+    def crash(self, *workers: Worker) -> None:
+        """These die, with nothing committed, saved or closed: their sessions run out."""
+        for worker in workers:
+            self.workers[worker][0].expel()
+
+    def rows(self, worker: Worker) -> ResidentRows:
+        """The only table of a worker's rows."""
+        (table,) = self.workers[worker][1].tables()
+        return table
 
     def run(self, *workers: Worker, max_steps: int = 600) -> None:
         """Step these in turn until every record is committed."""

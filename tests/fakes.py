@@ -1,4 +1,4 @@
-"""Stand-ins for what cannot be provoked: here, a network that loses exactly one request or reply."""
+"""Stand-ins for what cannot be provoked: a network that loses one request or reply, a store that is away or slow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
+
+from pipeline.errors import StoreAway
+from pipeline.state.memory import MemoryStateStore
 
 END_TXN, OFFSET_FETCH, TXN_OFFSET_COMMIT = 26, 9, 28  # Kafka's numbers for its requests
 
@@ -120,6 +124,53 @@ class LossyProxy:
                     self._gate.wait()
                 client.sendall(frame)
         _cut(client, broker)
+
+
+class AwayStore(MemoryStateStore):
+    """Nobody answers while ``is_away``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_away = False
+
+    def take(self, *args: Any) -> Any:
+        """As the store does, where it answers; so the others."""
+        return self._answer(super().take, *args)
+
+    def load_many(self, *args: Any) -> Any:
+        return self._answer(super().load_many, *args)
+
+    def save(self, *args: Any) -> Any:
+        return self._answer(super().save, *args)
+
+    def scan(self, *args: Any) -> Any:
+        return self._answer(super().scan, *args)
+
+    def _answer(self, call: Callable[..., Any], *args: Any) -> Any:
+        if self.is_away:
+            raise StoreAway("nobody answers")
+        return call(*args)
+
+
+class GatedStore(MemoryStateStore):
+    """Saves wait at a gate: open, shut, or letting through so many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tickets = threading.Semaphore(10**9)
+
+    def shut(self) -> None:
+        """No save ends from now on."""
+        self.tickets = threading.Semaphore(0)
+
+    def let(self, saves: int) -> None:
+        """So many of those that wait, or come, may end."""
+        self.tickets.release(saves)
+
+    def save(self, *args: Any, **named: Any) -> int:
+        """As the store does, once there is a ticket."""
+        self.tickets.acquire()
+        return super().save(*args, **named)
 
 
 def _cut(*ends: socket.socket) -> None:

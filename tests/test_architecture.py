@@ -12,9 +12,33 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT) for folder in ("models", "pipeline") for path in (ROOT / folder).rglob("*.py"))
 PIPELINE = [path for path in FILES if path.parts[0] == "pipeline"]
 MODELS = [path for path in FILES if path.parts[0] == "models"]
+LEARNING = [path for path in PIPELINE if path.parts[1] == "learning"]
 
-# Tensors outside models/: the hot path, what rebuilds or follows weights, and where devices and threads are chosen.
-MAY_USE_TORCH = {"engine.py", "resident.py", "learning.py", "registry.py", "codec.py", "wiring.py", "torchrun.py"}
+# Tensors outside models/: the hot path, what measures it, and where devices and threads are chosen.
+MAY_USE_TORCH = {
+    Path("pipeline/engine.py"),
+    Path("pipeline/resident.py"),
+    Path("pipeline/wiring.py"),
+    Path("pipeline/train/torchrun.py"),
+    Path("pipeline/bench/engine.py"),
+    Path("pipeline/demo/learning.py"),  # a program of its own, which chooses its threads
+}
+# Parts of the worker: they know protocols, and no client behind one.
+KNOW_PROTOCOLS_ONLY = {
+    "batcher.py",
+    "emission.py",
+    "engine.py",
+    "folding.py",
+    "keeper.py",
+    "messages.py",
+    "observations.py",
+    "partition.py",
+    "resident.py",
+    "saver.py",
+    "startup.py",
+    "status.py",
+    "worker.py",
+}
 # Files that start or ask a server, besides those named after it.
 MAY_USE_KAFKA = {"kafka.py", "servers.py"}
 MAY_USE_REDIS = {"redis.py", "redis_nodes.py"}
@@ -88,7 +112,7 @@ def test_clients_stay_in_files_of_their_name(path: Path) -> None:
 @pytest.mark.parametrize("path", PIPELINE, ids=ids(PIPELINE))
 def test_tensors_stay_on_the_hot_path(path: Path) -> None:
     """Everything around the engine can be read, and tested, without torch."""
-    if path.name not in MAY_USE_TORCH and not is_command(path):
+    if path not in MAY_USE_TORCH and not is_command(path):
         assert not uses(path, "torch")
 
 
@@ -112,9 +136,16 @@ def test_imports_point_one_way(path: Path) -> None:
         assert all(name.endswith(".base") or name in ("pipeline.records", "pipeline.errors") for name in modules)
     if not is_command(path) and path.name != "__init__.py":  # which only names what it lends, for type checkers
         assert not {name for name in modules if name == "pipeline.wiring" or name.endswith("_command")}
-    if path.name in ("worker.py", "engine.py", "batcher.py", "partition.py", "startup.py"):
+    if path.name in KNOW_PROTOCOLS_ONLY:
         clients = (".kafka", ".redis", ".memory", ".recording")
         assert not {name for name in modules if name.startswith("pipeline.s") and name.endswith(clients)}
+
+
+@pytest.mark.parametrize("path", LEARNING, ids=ids(LEARNING))
+def test_learning_never_touches_what_serves(path: Path) -> None:
+    """Of a learner's parts only the course, which decides, knows the registry; what teaches cannot change a version."""
+    if path.name != "course.py":
+        assert "pipeline.registry" not in imports(path)
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids(FILES))

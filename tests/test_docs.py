@@ -38,9 +38,9 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
 def test_every_page_that_code_names_exists() -> None:
     """Comments cite pages by their names."""
     there = {path.name for path in PAGES} | {"README.md", "CHANGELOG.md"}
-    named = {(path.name, page) for path in CODE for page in re.findall(r"\b([\w-]+\.md)\b", path.read_text())}
-    unknown = {each for each in named if each[1] not in there and each[0] != Path(__file__).name}
-    assert not unknown
+    code = [path for path in CODE if not path.is_relative_to(ROOT / "tests")]  # those write pages of their own
+    named = {(path.name, page) for path in code for page in re.findall(r"\b([\w-]+\.md)\b", path.read_text())}
+    assert not {each for each in named if each[1] not in there}
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)

@@ -111,7 +111,6 @@ class Single:
     has_behaviour: Tensor
     gate: Tensor
     record: Tensor
-    skilled: Tensor | None
     surprise: Tensor
     error_300: Tensor
     error_1500: Tensor | None
@@ -155,11 +154,10 @@ class SingleChain:
         levels.level_20.lerp_(x, o.moves.rate(20.0))
         error_300 = x - levels.level_300
         ratio = two_sided_ratio(error_300, levels.above_300, levels.below_300, floor)
-        skilled, error_1500 = None, None
+        error_1500 = None
         if self.season is not None:
             error_1500 = x - self.season.level_1500
-            seasonal, skilled = self._season_ratio(self.season, o)
-            ratio = torch.maximum(ratio, seasonal)
+            ratio = torch.maximum(ratio, self._season_ratio(self.season, o))
         ratio = ratio.clamp_max_(math.exp(RECORD_CAP))
         ratio = torch.maximum(ratio, range_ratio(x, levels.low, levels.high, floor))
         ratio = torch.maximum(ratio, range_ratio(levels.level_20, levels.low_20, levels.high_20, floor))
@@ -186,7 +184,7 @@ class SingleChain:
         signal = (strongest - (len(ACTIVITY_WINDOWS) - 1)).clamp_min_(0).add_(ACTIVITY)
         level_nats = self.level_tail.nats(level, o.count, self.level_pool)
         return Single(
-            level, raw, behaviour, has_behaviour, gate, record, skilled, surprised, error_300, error_1500, errors, move,
+            level, raw, behaviour, has_behaviour, gate, record, surprised, error_300, error_1500, errors, move,
             scale, eligible, level_nats, behaviour_nats, signal,
         )  # fmt: skip
 
@@ -258,15 +256,15 @@ class SingleChain:
         return (usual + least).div_((bearing.move + least).add_(usual, alpha=LEAST_MOVE)).sub_(1.0).clamp_min_(0.0)
 
     @staticmethod
-    def _season_ratio(season: SeasonLevels, o: Observed) -> tuple[Tensor, Tensor]:
-        """Ratios of sr and ew(sr, 5), 0 where the seasonal memory has no skill; and where it has."""
+    def _season_ratio(season: SeasonLevels, o: Observed) -> Tensor:
+        """Ratios of sr and ew(sr, 5), 0 where the seasonal memory has no skill."""
         residual = o.sight.residual
         season.residual_5.lerp_(residual, o.moves.rate(5.0))
         explained = season.residual_variance < (1.0 - SKILL) * season.variance_1500
         skilled = explained & (season.variance_1500 > o.floor * o.floor)
         now = two_sided_ratio(residual, season.above_season, season.below_season, o.floor)
         mean = two_sided_ratio(season.residual_5, season.above_season_5, season.below_season_5, o.floor)
-        return torch.maximum(now, mean).mul_(skilled), skilled
+        return torch.maximum(now, mean).mul_(skilled)
 
     @staticmethod
     def _learn_season(season: SeasonLevels, o: Observed, error_1500: Tensor) -> None:

@@ -107,22 +107,17 @@ class Scale:
     ----------
     spread
         Standard deviation of the clean series: what the process does to it.
-    noise
-        Robust standard deviation of what changes from one observation to the next.
     reach
         Distance between the smallest and the largest clean value.
     """
 
     spread: float
-    noise: float
     reach: float
 
     @classmethod
     def of(cls, x: Float64) -> Scale:
         """The scale of a clean series ``x`` (T,)."""
-        spread = float(x.std()) + 1e-9
-        step = float(np.median(np.abs(np.diff(x)))) * 1.4826 / np.sqrt(2.0)
-        return cls(spread=spread, noise=max(step, 0.02 * spread), reach=float(np.ptp(x)) + 1e-9)
+        return cls(spread=float(x.std()) + 1e-9, reach=float(np.ptp(x)) + 1e-9)
 
 
 def _sign(rng: Generator) -> float:

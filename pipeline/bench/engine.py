@@ -83,36 +83,36 @@ def compute_rates(
 
     Every stream begins before the clock does. The rates are those of the median batch.
     """
-    rows = _with_every_stream(engine, version, traffic)
+    table = _with_every_stream(engine, version, traffic)
     batches = traffic.windows(per_batch)
     for _ in range(-(-traffic.streams // per_batch)):
-        _engine_s(engine, rows, next(batches))
+        _engine_s(engine, table, next(batches))
     by_engine: list[float] = []
     by_network: list[float] = []
-    hidden = rows.scorer.weights.predictor.hidden
+    hidden = table.scorer.weights.predictor.hidden
     streams = min(per_batch, traffic.streams)
-    with closing(RecurrentNetwork(hidden, streams, traffic.length, threads, rows.device)) as network:
+    with closing(RecurrentNetwork(hidden, streams, traffic.length, threads, table.device)) as network:
         until = time.monotonic() + seconds
         while time.monotonic() < until or len(by_engine) < MIN_BATCHES:
             windows = next(batches)
-            by_engine.append(windows.values.size / _engine_s(engine, rows, windows))
+            by_engine.append(windows.values.size / _engine_s(engine, table, windows))
             by_network.append(windows.values.size / _network_s(network, len(windows)))
     return ComputeRates(median(by_engine), median(by_network))
 
 
 def _with_every_stream(engine: Engine, version: str, traffic: Traffic) -> ResidentRows:
     engine.bring_to(PARTITION, version)
-    rows = engine.rows(version)
-    if not rows.make_room(traffic.streams):
-        raise ValueError(f"{traffic.streams} streams do not fit into {rows.max_streams} resident ones")
-    rows.admit_fresh(PARTITION, [traffic.stream_id(stream) for stream in range(traffic.streams)], 0)
-    return rows
+    table = engine.table(version)
+    if not table.make_room(traffic.streams):
+        raise ValueError(f"{traffic.streams} streams do not fit into {table.max_streams} resident ones")
+    table.admit_fresh(PARTITION, [traffic.stream_id(stream) for stream in range(traffic.streams)], 0)
+    return table
 
 
-def _engine_s(engine: Engine, rows: ResidentRows, windows: Windows) -> float:
-    rows.begin_batch()
+def _engine_s(engine: Engine, table: ResidentRows, windows: Windows) -> float:
+    table.begin_batch()
     began = time.perf_counter()
-    engine.absorb(rows, [Share(PARTITION, windows, 0)], 0.0)
+    engine.absorb(table, [Share(PARTITION, windows, 0)], 0.0)
     return time.perf_counter() - began
 
 

@@ -29,7 +29,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.records import Int64
 from pipeline.registry import Registry
 from pipeline.servers import EmbeddedKafka, EmbeddedRedis, create_topics
-from pipeline.settings import Learner, Settings
+from pipeline.settings import LearnerSettings, Settings
 from pipeline.worker import Worker
 
 STREAMS, LENGTH, PARTITIONS = 1000, 16, 4
@@ -112,7 +112,9 @@ def beside_a_learner(console: Console, build_worker: Callable[[Settings], Worker
         made, seconds = rival.updates() - before, time.monotonic() - began
     for line in measured.lines():
         console.print(line)
-    console.print(f"the learner made {made:.0f} updates in {seconds:.0f} s, at {Learner().drift_cpu_share:g} of a core")
+    console.print(
+        f"the learner made {made:.0f} updates in {seconds:.0f} s, at {LearnerSettings().drift_cpu_share:g} of a core"
+    )
     return 0 if made else 1
 
 
@@ -177,7 +179,7 @@ def _settings_text(kafka: str, redis: str, folder: Path, port: int) -> str:
         [registry]
         folder = {json.dumps(str(folder / "registry"))}
         [learner]
-        cpu_share = {Learner().drift_cpu_share}
+        cpu_share = {LearnerSettings().drift_cpu_share}
         stretch = 32
         candidate_updates = 1000000
         [profiles.{PROFILE}]

@@ -59,7 +59,7 @@ def problem(subject: str, text: str) -> Finding:
     return Finding(Level.PROBLEM, subject, text)
 
 
-def verdict(findings: Sequence[Finding], left_out: str = "") -> str:
+def summary(findings: Sequence[Finding], left_out: str = "") -> str:
     """One sentence about all of them; ``left_out`` names what was not looked at."""
     problems = sum(finding.level is Level.PROBLEM for finding in findings)
     warnings = sum(finding.level is Level.WARNING for finding in findings)

@@ -120,10 +120,10 @@ def fold_rate(profile: Profile, streams: int, device: str, threads: int) -> floa
     partition, version = Partition("check", 0), "check"
     engine = Engine("check", profile, lambda _: scorer, streams, device, threads=threads)
     engine.bring_to(partition, version)
-    rows = engine.rows(version)
-    rows.make_room(streams)
+    table = engine.table(version)
+    table.make_room(streams)
     names = [str(number) for number in range(streams)]
-    rows.admit_fresh(partition, names, 0)
+    table.admit_fresh(partition, names, 0)
     random = np.random.default_rng(0)
     seconds: list[float] = []
     until = math.inf
@@ -139,9 +139,9 @@ def fold_rate(profile: Profile, streams: int, device: str, threads: int) -> floa
             np.full(streams, number * INTERVAL_MS),
             random.standard_normal(shape).astype(np.float32),
         )
-        rows.begin_batch()
+        table.begin_batch()
         began = time.perf_counter()
-        engine.absorb(rows, [Share(partition, windows, 0)], 0.0)
+        engine.absorb(table, [Share(partition, windows, 0)], 0.0)
         ended = time.perf_counter()
         if number == 0:  # the first batch makes what the others use again
             until = ended + MEASURED_S

@@ -27,7 +27,7 @@ from pipeline.learning.course import Course
 from pipeline.profile import Profile
 from pipeline.records import Partition, Windows
 from pipeline.registry import Decision, Registry
-from pipeline.settings import Learner as Rules
+from pipeline.settings import LearnerSettings as Rules
 
 STREAMS, INTERVAL_MS, START_MS = 8, 600_000, 1_767_225_600_000
 BEFORE, AFTER, SPOILED = 18, 24, 7
@@ -167,7 +167,8 @@ def _live(
         course.decide()
         status = course.status()
         story.days.append(family.day)
-        story.losses.append(float(np.mean(course.latest(STREAMS))) if course.latest(STREAMS) else math.nan)
+        latest = list(course.teaching.latest)[-STREAMS:]
+        story.losses.append(float(np.mean(latest)) if latest else math.nan)
         story.stream += windows.values[: RULES.stretch, 0].tolist()
         for decision in registry.history("demo")[told:]:
             told += 1
@@ -177,7 +178,7 @@ def _live(
         if number % 8 == 7:
             console.print(
                 f"  day {family.day:5.1f}  error now {story.losses[-1]:+.2f}  closed streams {status.closed}  "
-                f"updates {status.updates}  {status.phase}",
+                f"updates {status.updates}  {status.phase.value}",
                 style="dim",
             )
 

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from models.synthetic import Fault
 from pipeline.demo.judgement import Summary, is_excused
+from pipeline.epoch import iso_time
 from pipeline.records import Alert
-from pipeline.wire import iso_time
 from pipeline.wording import against, usually
 
 SHOWN_FEATURES = 3

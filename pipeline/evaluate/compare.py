@@ -81,7 +81,7 @@ def read_for(
 ) -> tuple[str, Profile, list[RecordedStream]]:
     """A recording as these settings understand it, and the profile that scores it, by name.
 
-    Of raw records only the values are compared: controls, and what does not decode, are left out.
+    Of raw records only the values are compared: control records, and what does not decode, are left out.
 
     Parameters
     ----------

@@ -126,7 +126,7 @@ def fold(
     Parameters
     ----------
     predictor
-        Weights, or a control's scorer, for the settings of the fold.
+        Weights, or a baseline's scorer, for the settings of the fold.
     progress
         Called with the number of observations folded since the last call.
     has_bands

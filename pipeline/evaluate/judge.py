@@ -23,7 +23,7 @@ from models.evaluation.nab import NabFile
 from models.evaluation.ranking import auc_pr, vus_pr
 from pipeline.evaluate.fold import Track
 from pipeline.evaluate.series import LabelledSeries
-from pipeline.records import OPENED, VERDICTS, Bool
+from pipeline.records import ANOMALOUS, OPENED, Bool
 
 DAY_S = 86_400.0
 BUDGETS: Mapping[str, float] = {
@@ -33,7 +33,6 @@ BUDGETS: Mapping[str, float] = {
 FIXED: Mapping[str, float] = {"0.25/day": 0.25, "0.5/day": 0.5, "1/day": 1.0}
 """False alarms per day for which a threshold is chosen on a clean training prefix, without labels and controller."""
 QUIET_S, QUIET_ROWS = 1800.0, 10
-ANOMALOUS = VERDICTS.index("anomalous")
 SHOWN_FEATURES = 5
 
 

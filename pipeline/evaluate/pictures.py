@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigurationError
 from pipeline.evaluate.fold import Track
-from pipeline.evaluate.judge import ANOMALOUS
 from pipeline.evaluate.series import LabelledSeries
 from pipeline.plots import ALARM, EXPECTED, INK, LABEL, QUIET, STYLE
-from pipeline.records import OPENED
+from pipeline.records import ANOMALOUS, OPENED
 
 POINTS = 1500
 SIZE, DPI = (9.0, 3.4), 80

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from models.evaluation.bootstrap import Interval
-from pipeline.evaluate.controls import SERVED, Contender
+from pipeline.evaluate.contenders import SERVED, Contender
 from pipeline.evaluate.judge import SeriesResult
 from pipeline.evaluate.summary import HEADLINES, Results, by_data_set, by_domain, counts_at, figures
 from pipeline.evaluate.tables import (
@@ -25,13 +25,13 @@ from pipeline.evaluate.tables import (
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Headlines of the served predictor at the top, those of controls under ``controls``; null where not measured."""
+    """Headlines of the served predictor at the top, those of baselines under ``controls``; null where not measured."""
     return {
         **_plain(evaluation.headlines[SERVED.name]),
         "weights": [_plain(found) for found in evaluation.by_weights],
         "intervals": {key: _interval(found) for key, found in evaluation.intervals.items()},
         "above_naive": {key: _interval(found) for key, found in evaluation.above_naive.items()},
-        "controls": {contender.name: _plain(evaluation.headlines[contender.name]) for contender in evaluation.controls},
+        "controls": {c.name: _plain(evaluation.headlines[c.name]) for c in evaluation.baselines},
         "overall": {c.name: _plain(figures(evaluation.runs[c.name])) for c in evaluation.contenders},
         "data_sets": _sets(evaluation, by_data_set),
         "domains": _sets(evaluation, by_domain),

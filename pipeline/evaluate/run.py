@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluate.controls import SERVED, Contender, predictor_of, random_tracks, river_track
+from pipeline.evaluate.contenders import SERVED, Contender, predictor_of, random_tracks, river_track
 from pipeline.evaluate.fold import Group, Track, fold, groups_of
 from pipeline.evaluate.generated import plant_series
 from pipeline.evaluate.judge import SeriesResult, judge, replay_budgets

@@ -10,7 +10,7 @@ from functools import cached_property
 from statistics import fmean
 
 from models.evaluation.bootstrap import Interval
-from pipeline.evaluate.controls import SERVED, Contender
+from pipeline.evaluate.contenders import SERVED, Contender
 from pipeline.evaluate.judge import BUDGETS, Moment, SeriesResult
 from pipeline.evaluate.plan import PLANTS
 from pipeline.evaluate.summary import (
@@ -64,7 +64,7 @@ class Evaluation:
         return self.runs[SERVED.name][0]
 
     @property
-    def controls(self) -> tuple[Contender, ...]:
+    def baselines(self) -> tuple[Contender, ...]:
         """The other contenders."""
         return self.contenders[1:]
 
@@ -141,7 +141,7 @@ def tables_of(evaluation: Evaluation) -> list[Table]:
 
 
 def headline_table(evaluation: Evaluation) -> Table:
-    """Served, controls, and how sure that is."""
+    """Served, baselines, and how sure that is."""
     several = len(evaluation.by_weights) > 1
     rows = []
     for key in HEADLINES:
@@ -164,7 +164,7 @@ def headline_table(evaluation: Evaluation) -> Table:
         "figure",
         "served",
         *(("its weights",) if several else ()),
-        *(contender.name for contender in evaluation.controls),
+        *(contender.name for contender in evaluation.baselines),
         "90 % interval",
         *(("above naive, 90 %",) if evaluation.above_naive else ()),
     )
@@ -210,12 +210,12 @@ def ranking_table(evaluation: Evaluation) -> Table:
             continue
         count = sum(not math.isnan(result.ranked.vus_pr) for result in served[0])
         by = {result.ranked_by for result in served[0]}
-        cells = [_pair(runs(contender.name), "vus_pr", "auc_pr") for contender in evaluation.controls]
+        cells = [_pair(runs(contender.name), "vus_pr", "auc_pr") for contender in evaluation.baselines]
         by_score = _pair(served, "vus_pr_by_score", "auc_pr_by_score")
         rows.append(
             (words, str(count), by.pop() if len(by) == 1 else "", _pair(served, "vus_pr", "auc_pr"), by_score, *cells)
         )
-    heads = ("", "series", "ranked by", "served", "by score", *(contender.name for contender in evaluation.controls))
+    heads = ("", "series", "ranked by", "served", "by score", *(contender.name for contender in evaluation.baselines))
     return Table(
         "Ranking: VUS-PR / AUC-PR",
         heads,
@@ -236,7 +236,7 @@ def alarm_table(evaluation: Evaluation) -> Table:
         "events", "event_recall", "event_recall_pooled", "event_precision", "event_f1", "delay_observations", "delay_s",
         "false_alarms_per_stream_day",
     )  # fmt: skip
-    beside = [contender.name for contender in evaluation.controls if contender.kind == "chain"]
+    beside = [contender.name for contender in evaluation.baselines if contender.kind == "chain"]
     rows = []
     for words, runs in _groups(evaluation):
         served = runs(SERVED.name)
@@ -269,7 +269,7 @@ def _cell(runs: Runs, key: str) -> str:
 
 def budget_table(evaluation: Evaluation) -> Table:
     """False alarms where nothing happens, over those allowed."""
-    beside = [contender.name for contender in evaluation.controls if contender.kind == "chain"]
+    beside = [contender.name for contender in evaluation.baselines if contender.kind == "chain"]
     rows = []
     for words, runs in [*_sets(evaluation, evaluation.served), _recorded(evaluation), _all(evaluation)]:
         served = runs(SERVED.name)
@@ -354,11 +354,11 @@ def attribution_table(evaluation: Evaluation) -> Table:
 
 
 def lost_table(evaluation: Evaluation) -> Table:
-    """Figures in which a control is better than the served predictor, by what is shown of them; the best one each."""
+    """Figures in which a baseline is better than the served predictor, by what is shown of them; the best one each."""
     found: list[tuple[str, ...]] = []
 
     def compare(words: str, key: str, values: Mapping[str, float]) -> None:
-        rivals = [contender for contender in evaluation.controls if _is_rival(evaluation, contender, key)]
+        rivals = [contender for contender in evaluation.baselines if _is_rival(evaluation, contender, key)]
         served = values[SERVED.name]
         known = {rival.name: values[rival.name] for rival in rivals if not math.isnan(values[rival.name])}
         if known and not math.isnan(served):
@@ -387,7 +387,7 @@ def lost_table(evaluation: Evaluation) -> Table:
 
 
 def _is_rival(evaluation: Evaluation, contender: Contender, key: str) -> bool:
-    """Whether a control can be better in a figure."""
+    """Whether a baseline can be better in a figure."""
     if contender.kind != "chain" and key.startswith(LESS_IS_BETTER):
         return False
     # Plants, which only chains run over, are in no figure but the budget's, which only chains have.

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.records import VERDICTS, Float32, Int64, Scores, Windows
-
-ANOMALOUS, WARMING_UP = VERDICTS.index("anomalous"), VERDICTS.index("warming_up")
-GAP_INTERVALS = 1.5
+from models.config import GAP_INTERVALS
+from pipeline.records import ANOMALOUS, WARMING_UP, Float32, Int64, Scores, Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ class Cutter:
     length
         Observations of a stretch.
     interval_s
-        The profile's; a longer pause than one and a half of it ends what was gathered. ``None``: no pause does.
+        The profile's; a gap in its terms (:mod:`models.fold`) ends what was gathered. ``None``: no pause does.
     """
 
     def __init__(self, length: int, interval_s: float | None) -> None:

@@ -70,7 +70,7 @@ class Following:
             followed.last_ms = NEVER_MS if is_forgotten else max(followed.last_ms, last_ms)
         # A stream given up in this very batch is not folded by halves.
         keep &= np.array([name in self._followed for name in windows.stream_ids], bool)
-        return (windows if keep.all() else _only(windows, keep)), given_up
+        return windows.only(keep), given_up
 
     def _make_room(self, now_ms: int, given_up: list[str]) -> bool:
         if len(self._followed) < self._most:
@@ -94,17 +94,3 @@ class Following:
             told = "stream=%s is followed in %s; records of that name in %s do not teach (said once, for all names)"
             logger.warning(told, name, place, other)
         self._has_told = True
-
-
-def _only(windows: Windows, keep: np.ndarray) -> Windows:
-    observations = np.repeat(keep, windows.lengths)
-    return Windows(
-        [name for name, is_kept in zip(windows.stream_ids, keep.tolist(), strict=True) if is_kept],
-        windows.offsets[keep],
-        windows.record_ms[keep],
-        windows.lengths[keep],
-        windows.silent[keep],
-        windows.control[keep],
-        windows.times_ms[observations],
-        windows.values[observations],
-    )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from models.learner import UpdateReport
 from pipeline.clock import Clock
@@ -18,21 +17,14 @@ from pipeline.learning.budget import Budget
 from pipeline.learning.course import Course
 from pipeline.messages import Messages
 from pipeline.records import Partition, Record
-from pipeline.topics.base import Follower
+from pipeline.topics.base import Follower, Progress, by_partition
+from pipeline.topics.renewed import Renewed
 
 logger = logging.getLogger(__name__)
 
 COMMIT_S, DECIDE_S, LAG_S, REMEMBER_S = 5.0, 1.0, 5.0, 60.0
 STUDY_SLICE_S = 0.5
 """How long it learns at a stretch before it looks for records again."""
-
-
-class Place(Protocol):
-    """Where the learner's position is kept."""
-
-    def commit(self, partition: Partition, next_offset: int) -> None:
-        """Everything before ``next_offset`` was read; raises BrokerAway."""
-        ...
 
 
 @dataclass(slots=True)
@@ -69,8 +61,8 @@ class Learner:
     ----------
     readings, courses
         What is read, and each profile's course.
-    place
-        Where positions are committed.
+    progress
+        Where positions are committed: again each day, so that a topic may be quiet for long.
     cpu_share, drift_cpu_share
         Of one core.
     updated
@@ -82,18 +74,19 @@ class Learner:
         readings: Sequence[Reading],
         courses: Mapping[str, Course],
         messages: Messages,
-        place: Place,
+        progress: Progress,
         clock: Clock,
         cpu_share: float,
         drift_cpu_share: float,
         updated: Callable[[str, UpdateReport, float], None] = lambda profile, report, seconds: None,
     ) -> None:
-        self._readings, self.courses, self._messages, self._place = readings, courses, messages, place
+        self._readings, self.courses, self._messages = readings, courses, messages
         self._clock, self._shares, self._updated = clock, (cpu_share, drift_cpu_share), updated
         self._budget = Budget(clock.monotonic)
         now = clock.monotonic()
         self._commit_due_s, self._decide_due_s, self._lag_due_s = now + COMMIT_S, now, now
         self._remember_due_s = now + REMEMBER_S
+        self._place = Renewed(progress, {p: known for each in readings for p, known in each.known.items()}, clock)
         self._committed: dict[Partition, int] = {}
         self.lag: dict[str, int] = dict.fromkeys(courses, 0)
 
@@ -102,8 +95,9 @@ class Learner:
 
         Raises
         ------
-        BrokerAway
-            Kafka does not answer: open the readings again when it does, and go on with the same courses.
+        BrokerAway, RegistryAway
+            Kafka does not answer, or the folder of versions: open the readings again when it does, and go on with the
+            same courses.
         """
         read = sum(self._read(each) for each in self._readings)
         self._study()
@@ -135,21 +129,19 @@ class Learner:
             course.remember()
 
     def commit(self) -> None:
-        """Keep the position."""
+        """Keep the position, that of quiet partitions too."""
         self._commit_due_s = self._clock.monotonic() + COMMIT_S
         for each in self._readings:
             for partition, offset in each.next.items():
                 if offset > max(self._committed.get(partition, 0), each.known.get(partition, 0)):
                     self._place.commit(partition, offset)
                     self._committed[partition] = offset
+        self._place.renew()
 
     def _read(self, reading: Reading) -> int:
-        by_partition: dict[Partition, list[Record]] = {}
         some = next(reading.records)
-        for partition, record in some:
-            by_partition.setdefault(partition, []).append(record)
         course = self.courses[reading.profile]
-        for partition, records in by_partition.items():
+        for partition, records in by_partition(some).items():
             known = reading.known.get(partition, 0)
             for mine, is_fresh in (
                 ([record for record in records if record.offset < known], False),

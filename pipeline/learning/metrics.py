@@ -7,8 +7,8 @@ import math
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from models.learner import UpdateReport
-from pipeline.learning.course import OUTCOMES, PHASES, CourseStatus
-from pipeline.learning.gate import REASONS
+from pipeline.learning.course import OUTCOMES, CourseStatus, Phase
+from pipeline.learning.gate import Reason
 
 
 class LearnerMetrics:
@@ -66,11 +66,11 @@ class LearnerMetrics:
         self._gain.labels(profile).set(0.0 if math.isnan(status.gain) else status.gain)
         self._drifting.labels(profile).set(status.is_drifting)
         self._lag.labels(profile).set(lag)
-        for phase in PHASES:
-            self._phase.labels(profile, phase).set(status.phase == phase)
+        for phase in Phase:
+            self._phase.labels(profile, phase.value).set(status.phase is phase)
         for event in OUTCOMES:
             before = self._decided.get((profile, event), 0)
             self._decisions.labels(profile, event.replace(" ", "_")).inc(status.decided[event] - before)
             self._decided[profile, event] = status.decided[event]
-        for reason in REASONS:
-            self._judged.labels(profile, reason).set(status.judged.get(reason, 0))
+        for reason in Reason:
+            self._judged.labels(profile, reason.value).set(status.judged.get(reason, 0))

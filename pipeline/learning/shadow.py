@@ -55,16 +55,16 @@ class Shadow(Offline):
 
     def begin_like(self, other: Shadow, hidden: HiddenOnSwap) -> None:
         """Take over copies of another version's rows, carried as a worker carries them at a swap."""
-        theirs, ours = other._engine.rows(other.version), self._engine.rows(self.version)
+        theirs, ours = other._engine.table(other.version), self._engine.table(self.version)
         for partition in list(theirs.slots_of):
             self._engine.bring_to(partition, self.version)
             theirs.copy_to(ours, partition, hidden)
         if hidden == "carry" and self.weights.predictor == other.weights.predictor:
-            self.forecaster.follow(other.forecaster)
+            self.forecaster.begin_like(other.forecaster)
 
     def forget(self, stream_id: str) -> None:
         """Give up a stream's row."""
-        rows = self._engine.rows(self.version)
+        rows = self._engine.table(self.version)
         for partition in list(rows.slots_of):
             rows.release(partition, stream_id)
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from pipeline.epoch import iso_time
 from pipeline.records import EVENTS, RESOLVED, Alert
-from pipeline.wire import iso_time
 from pipeline.wording import strongest_feature
 
 PATH = "/api/v2/alerts"

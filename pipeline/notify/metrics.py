@@ -22,6 +22,9 @@ class NotifyMetrics:
         self._oldest = Gauge(
             "anomaly_notification_oldest_seconds", "For how long the event in hand has been tried.", registry=registry
         )
+        self._lag = Gauge(
+            "anomaly_notification_lag_records", "Records of the alerts topic that were not read yet.", registry=registry
+        )
         for outcome in OUTCOMES:
             self._notifications.labels(outcome)
 
@@ -29,6 +32,10 @@ class NotifyMetrics:
         """A request is sent for an event that has been tried for so long."""
         self._attempts.inc()
         self._oldest.set(tried_s)
+
+    def behind(self, records: int) -> None:
+        """So many records of the alerts topic are still to be read."""
+        self._lag.set(records)
 
     def done(self, outcome: str) -> None:
         """An event is done with."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from pipeline.clock import Clock
+from pipeline.connections import Notify
 from pipeline.errors import DecodeError
 from pipeline.notify.alertmanager import encode
 from pipeline.notify.choice import Choice
 from pipeline.notify.http import Receiver
 from pipeline.notify.metrics import NotifyMetrics
 from pipeline.records import Alert, Partition, Record
-from pipeline.settings import Notify
+from pipeline.topics.base import Progress
 from pipeline.wire import decode_alert, encode_alert
 
 logger = logging.getLogger(__name__)
@@ -21,14 +21,6 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 HOLDS = 4
 AT_ONCE = 200
-
-
-class Progress(Protocol):
-    """Remembers how far the alerts topic was told."""
-
-    def commit(self, partition: Partition, next_offset: int) -> None:
-        """Everything before ``next_offset`` is done with. Raises BrokerAway: then it will be told again."""
-        ...
 
 
 class Notifier:

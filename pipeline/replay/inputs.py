@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,11 +20,12 @@ from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
 from pipeline.records import Partition, Record
 from pipeline.settings import Limits, Settings
-from pipeline.sources.record_file import read_records
+from pipeline.sources.record_file import is_record_file, read_records
 from pipeline.sources.recording import RecordedStream, open_recording
 from pipeline.sources.tables import IS_CODE
-from pipeline.topics.base import Place, parse_place
+from pipeline.topics.base import Place, by_partition
 from pipeline.topics.kafka import Cluster
+from pipeline.topics.places import parse_place
 from pipeline.wire import decode_many
 from pipeline.wording import counted
 
@@ -305,6 +306,26 @@ class RawInput:
     begins: Mapping[Partition, int] = field(default_factory=dict)
 
 
+def is_raw(name: str) -> bool:
+    """Whether an input, as the command line names it, gives raw records: a range of a topic, or a record file."""
+    return name.startswith(KAFKA) or is_record_file(Path(name))
+
+
+def open_raw(name: str, cluster: Cluster) -> RawInput | None:
+    """The raw records that an input of this name gives; ``None`` where it gives series.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such topic or record file, or it holds no record that is asked for.
+    BrokerAway
+        Kafka does not answer.
+    """
+    if name.startswith(KAFKA):
+        return open_topic(cluster, parse_topic_range(name.removeprefix(KAFKA)))
+    return open_record_file(Path(name)) if is_record_file(Path(name)) else None
+
+
 def open_record_file(path: Path) -> RawInput:
     """The records of a file that ``tidewatch record`` wrote.
 
@@ -387,16 +408,8 @@ def stream_ids(partition: Partition, record: Record, profile: Profile, limits: L
 
 def in_batches(records: Records, size: int) -> Iterator[dict[Partition, list[Record]]]:
     """Some thousand records at a time, by partition."""
-    batch: dict[Partition, list[Record]] = {}
-    held = 0
-    for partition, record in records:
-        batch.setdefault(partition, []).append(record)
-        held += 1
-        if held == size:
-            yield batch
-            batch, held = {}, 0
-    if batch:
-        yield batch
+    while batch := list(islice(records, size)):
+        yield by_partition(batch)
 
 
 # --- history ----------------------------------------------------------------------------------------------------------

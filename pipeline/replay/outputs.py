@@ -17,10 +17,11 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.epoch import iso_time
 from pipeline.errors import ConfigurationError
 from pipeline.open_alerts import at_its_worst
 from pipeline.records import EVENTS, VERDICTS, Alert, Float32, Int64, Scores, UInt8
-from pipeline.wire import encode_alert, iso_time
+from pipeline.wire import encode_alert
 
 SUFFIXES = (".csv", ".jsonl")
 SCORE_COLUMNS = (

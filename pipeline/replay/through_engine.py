@@ -43,7 +43,7 @@ def replay_raw(
     outputs: Outputs,
     advance: Advance,
 ) -> None:
-    """Score the records of a topic as a worker would: decoded, controls obeyed, bad ones counted."""
+    """Score the records of a topic as a worker would: decoded, control records obeyed, bad ones counted."""
     profile = offline.profile
     records = choose_records(raw.read(), chosen, profile, limits)
     for batch in in_batches(records, RECORDS_AT_ONCE):

@@ -8,6 +8,9 @@ from typing import Protocol
 from pipeline.records import Partition
 from pipeline.sources.base import CommittedOffset, GroupNote
 
+MAX_METADATA_BYTES = 4096
+"""A broker's offset.metadata.max.bytes: above it the producer dies (protocol.md rule 10)."""
+
 
 class Sink(Protocol):
     """Outputs that become visible with the input offsets, or not at all.
@@ -65,3 +68,16 @@ class Sink(Protocol):
     def close(self) -> None:
         """Close without waiting for anything uncommitted. A second call does nothing."""
         ...
+
+
+def check_metadata(offsets: Mapping[Partition, CommittedOffset]) -> None:
+    """Refuse offsets with more metadata than a broker takes.
+
+    Raises
+    ------
+    ValueError
+        One of them has.
+    """
+    for partition, committed in offsets.items():
+        if len(committed.metadata.encode()) > MAX_METADATA_BYTES:
+            raise ValueError(f"metadata of {partition} is over {MAX_METADATA_BYTES} bytes: {committed.metadata!r}")

@@ -17,13 +17,15 @@ from kafka.structs import OffsetAndMetadata
 from pipeline.errors import BrokerAway, CommitRefused, ConfigurationError, OutcomeUnknown, TidewatchError, WorkerFenced
 from pipeline.kafka import MISCONFIGURED, client_options, connect, mapped
 from pipeline.records import Partition
+from pipeline.sinks.base import check_metadata
 from pipeline.sources.base import CommittedOffset, GroupNote
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-MAX_METADATA_BYTES = 4096  # offset.metadata.max.bytes; above it the producer dies (protocol.md rule 10)
+LINGER_S = 0.005  # how long records wait for others before they are sent
+MAX_REQUEST_BYTES = 1_000_000  # largest record; the topics' max.message.bytes must allow it
 RECORD_OVERHEAD_BYTES = 128  # batch header and record framing around one key and value, rounded up
 PARCEL_RECORDS, PARCEL_BYTES = 256, 256 * 1024  # handed to the producer's thread together
 # The group's two refusals: the transaction can be aborted. After anything else the producer is given up.
@@ -58,12 +60,6 @@ class KafkaSink:
         How long the broker leaves a transaction open; more than the commit interval and a deadline.
     call_deadline_s
         Longest a call takes, except that a refused :meth:`commit` and :meth:`rebuild` take a few of them.
-    linger_s
-        How long records wait for others before they are sent.
-    compression
-        ``gzip``, or ``snappy``, ``lz4``, ``zstd`` where their packages are installed.
-    max_request_bytes
-        Largest record; the topics' ``max.message.bytes`` must allow it.
     security
         kafka-python's own options for TLS, SASL or a proxy.
 
@@ -81,25 +77,20 @@ class KafkaSink:
         client_id: str = "tidewatch",
         transaction_timeout_s: float = 15.0,
         call_deadline_s: float = 8.0,
-        linger_s: float = 0.005,
-        compression: str | None = None,
-        max_request_bytes: int = 1_000_000,
         security: Mapping[str, Any] | None = None,
     ) -> None:
         self._transactional_id = transactional_id
         self._transaction_timeout_s = transaction_timeout_s
         self._call_deadline_s = call_deadline_s
-        self._max_request_bytes = max_request_bytes
         self._options = {
             # A little less than our own deadline: the producer's thread then mostly ends by itself.
             **client_options(bootstrap_servers, client_id, call_deadline_s * 0.8, security or {}),
             "transactional_id": transactional_id,
             "transaction_timeout_ms": int(transaction_timeout_s * 1000),
             "max_block_ms": int(call_deadline_s * 800),
-            "linger_ms": int(linger_s * 1000),
+            "linger_ms": int(LINGER_S * 1000),
             "batch_size": 128 * 1024,
-            "compression_type": compression,
-            "max_request_size": max_request_bytes + RECORD_OVERHEAD_BYTES,
+            "max_request_size": MAX_REQUEST_BYTES + RECORD_OVERHEAD_BYTES,
         }
         self._producer: _Producer | None = None
         self._ending: list[_Producer] = []
@@ -118,13 +109,13 @@ class KafkaSink:
         OutcomeUnknown
             The producer can no longer be used; call :meth:`rebuild`.
         ConfigurationError
-            The record is larger than ``max_request_bytes``.
+            The record is larger than :data:`MAX_REQUEST_BYTES`.
         """
         producer = self._usable()
         size = len(value) + (len(key) if key is not None else 0)
-        if size > self._max_request_bytes:
+        if size > MAX_REQUEST_BYTES:
             raise ConfigurationError(
-                f"a record of {size} bytes for topic {topic} is over the limit of {self._max_request_bytes}"
+                f"a record of {size} bytes for topic {topic} is over the limit of {MAX_REQUEST_BYTES}"
             )
         if self._begun_s is None:
             self._begun_s = time.monotonic()
@@ -144,9 +135,7 @@ class KafkaSink:
         ConfigurationError
             A record cannot be written because of limits or permissions; nothing was committed.
         """
-        for partition, committed in offsets.items():
-            if len(committed.metadata.encode()) > MAX_METADATA_BYTES:
-                raise ValueError(f"metadata of {partition} is over {MAX_METADATA_BYTES} bytes: {committed.metadata!r}")
+        check_metadata(offsets)
         if note.generation < 0:
             # Rule 1: the broker would accept these from anybody.
             self.abort()

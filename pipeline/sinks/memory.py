@@ -8,9 +8,8 @@ from contextlib import suppress
 from pipeline.errors import BrokerAway, CommitRefused, OutcomeUnknown, TidewatchError, WorkerFenced
 from pipeline.memory import Displaced, Fenced, MemoryBroker, Refused
 from pipeline.records import Partition
+from pipeline.sinks.base import check_metadata
 from pipeline.sources.base import CommittedOffset, GroupNote
-
-MAX_METADATA_BYTES = 4096
 
 
 class MemorySink:
@@ -48,9 +47,7 @@ class MemorySink:
 
     def commit(self, offsets: Mapping[Partition, CommittedOffset], note: GroupNote) -> None:
         """See :meth:`pipeline.sinks.base.Sink.commit`."""
-        for partition, committed in offsets.items():
-            if len(committed.metadata.encode()) > MAX_METADATA_BYTES:
-                raise ValueError(f"metadata of {partition} is over {MAX_METADATA_BYTES} bytes: {committed.metadata!r}")
+        check_metadata(offsets)
         if note.generation < 0:
             self.abort()
             raise CommitRefused(f"the group's note has generation {note.generation}: not a member")

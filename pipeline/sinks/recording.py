@@ -1,6 +1,6 @@
-"""Keeping records: a writer of record files, and a sink that keeps what was committed.
+"""Keeping records: a writer of record files.
 
-Record files are described and read in :mod:`pipeline.sources.record_file`. Equal records give equal bytes.
+They are described and read in :mod:`pipeline.sources.record_file`. Equal records give equal bytes.
 """
 
 from __future__ import annotations
@@ -8,15 +8,13 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pipeline.errors import ConfigurationError
-from pipeline.records import Partition, Record, StoredRecord
-from pipeline.sources.base import CommittedOffset, GroupNote
+from pipeline.records import Partition, Record
 from pipeline.sources.record_file import RECORD_FILE_HEADER
 from pipeline.sources.recording import RECORD_FILE_ENDS
 
@@ -97,57 +95,3 @@ class RecordWriter:
 
 def _text(raw: bytes | None) -> str | None:
     return None if raw is None else base64.b64encode(raw).decode()
-
-
-class RecordingSink:
-    """A :class:`pipeline.sinks.base.Sink` without a broker: keeps what was committed, and writes it where asked.
-
-    Parameters
-    ----------
-    writer
-        Gets every committed record; closed with the sink.
-
-    Attributes
-    ----------
-    records
-        Topic -> committed records in order, with offsets from 0 and no timestamps, so that equal work gives equal
-        bytes. Everything goes to partition 0 where :meth:`add` names none.
-    offsets
-        The last committed offset of every input partition.
-    """
-
-    def __init__(self, writer: RecordWriter | None = None) -> None:
-        self.records: dict[str, list[StoredRecord]] = {}
-        self.offsets: dict[Partition, CommittedOffset] = {}
-        self._writer = writer
-        self._pending: list[tuple[Partition, bytes | None, bytes]] = []
-        self._next: Counter[Partition] = Counter()
-
-    def add(self, topic: str, key: bytes | None, value: bytes, partition: int | None = None) -> None:
-        """Put one record into the open transaction."""
-        self._pending.append((Partition(topic, partition or 0), key, value))
-
-    def commit(self, offsets: Mapping[Partition, CommittedOffset], note: GroupNote) -> None:
-        """Make everything added, and the offsets, visible."""
-        for partition, key, value in self._pending:
-            record = StoredRecord(self._next[partition], -1, key, value)
-            self._next[partition] += 1
-            self.records.setdefault(partition.topic, []).append(record)
-            if self._writer is not None:
-                self._writer.add(partition, record)
-        self._pending.clear()
-        self.offsets.update(offsets)
-
-    def abort(self) -> None:
-        """Forget everything added since the last commit."""
-        self._pending.clear()
-
-    def rebuild(self) -> None:
-        """Forget everything added since the last commit."""
-        self._pending.clear()
-
-    def close(self) -> None:
-        """Drop what was not committed and close the writer."""
-        self._pending.clear()
-        if self._writer is not None:
-            self._writer.close()

@@ -15,11 +15,12 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import MemberState
 
 from pipeline.errors import BrokerAway
-from pipeline.kafka import client_options, connect, mapped
+from pipeline.kafka import Presence, client_options, connect, mapped
 from pipeline.records import Partition, Record
 from pipeline.sources.base import CommittedOffset, GroupNote
 
 JOIN_PATIENCE_S, JOIN_SLICE_MS = 1.0, 50
+FETCH_BYTES = 4 * 1024 * 1024  # asked for at once from one partition, at most
 
 # What the client raises for a partition that was revoked since the caller looked; assignment() tells the caller.
 _NOT_ASSIGNED = (KeyError, ValueError, kafka_errors.IllegalStateError)
@@ -49,8 +50,6 @@ class KafkaSource:
         Longest a call that asks the broker takes.
     security
         kafka-python's own options for TLS, SASL or a proxy.
-    fetch_bytes
-        Most bytes asked for at once from one partition.
 
     Raises
     ------
@@ -70,7 +69,6 @@ class KafkaSource:
         max_poll_interval_s: float = 300.0,
         call_deadline_s: float = 8.0,
         security: Mapping[str, Any] | None = None,
-        fetch_bytes: int = 4 * 1024 * 1024,
     ) -> None:
         _hush_unstable_offsets()
         self._call_deadline_s = call_deadline_s
@@ -86,13 +84,13 @@ class KafkaSource:
             session_timeout_ms=int(session_timeout_s * 1000),
             heartbeat_interval_ms=int(session_timeout_s * 1000 / 4),
             max_poll_interval_ms=int(max_poll_interval_s * 1000),
-            max_partition_fetch_bytes=fetch_bytes,
+            max_partition_fetch_bytes=FETCH_BYTES,
             metadata_max_age_ms=30_000,
         )
         self._note: GroupNote | None = None  # written on the client's thread, one reference at a time
         self._unplaced: set[Partition] = set()  # assigned, at the placeholder position, not yet sought
         self._stale_answers: set[Partition] = set()
-        self._last_seen_s = time.monotonic()
+        self._presence = Presence(self._network, call_deadline_s)
         self._closed = False
         self._consumer.subscribe(list(topics), listener=_Notes(self._assigned, self._revoked))
 
@@ -120,10 +118,7 @@ class KafkaSource:
         except kafka_errors.KafkaError as exc:
             raise mapped(exc, "poll") from exc
         note = self._note
-        if not records:
-            self._notice_absence()
-            return {}
-        self._last_seen_s = time.monotonic()
+        self._presence.check(something_came=bool(records))
         if note is None or note is not before:
             return {}  # fetched under the assignment that is gone; the new one starts paused
         return {Partition(*partition): batch for partition, batch in records.items()}
@@ -258,13 +253,6 @@ class KafkaSource:
         while self._is_joining() and time.monotonic() < deadline:
             self._consumer._coordinator.request_rejoin()
             self._consumer.poll(timeout_ms=JOIN_SLICE_MS)  # nothing to read: what was assigned is paused
-
-    def _notice_absence(self) -> None:
-        now = time.monotonic()
-        if any(self._network.connected(broker.node_id) for broker in self._network.cluster.brokers()):
-            self._last_seen_s = now
-        elif now - self._last_seen_s > self._call_deadline_s:
-            raise BrokerAway(f"no broker has been connected for {self._call_deadline_s} s")
 
 
 class _Notes(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no type hints

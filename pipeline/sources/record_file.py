@@ -21,6 +21,7 @@ from pipeline.records import CONTROL_NONE, Float32, Int64, Partition, Record, St
 from pipeline.settings import Limits
 from pipeline.sources.recording import RECORD_FILE_ENDS, RecordedStream, Recording
 from pipeline.sources.tables import open_binary
+from pipeline.topics.base import by_partition
 from pipeline.wire import decode_many, labels_of
 
 RECORD_FILE_HEADER = {"format": "tidewatch-records", "version": 1}
@@ -62,14 +63,11 @@ def _bytes(text: str | None) -> bytes | None:
 def decode_records(
     records: Iterable[tuple[Partition, Record]], profile: Profile, limits: Limits, name: str = "records"
 ) -> Recording:
-    """The streams of raw records, for looking at them; records that do not decode, and controls, are left out."""
-    by_partition: dict[Partition, list[Record]] = {}
-    for partition, record in records:
-        by_partition.setdefault(partition, []).append(record)
+    """The streams of raw records, for looking at them; control records, and what does not decode, are left out."""
     times: dict[str, list[Int64]] = {}
     values: dict[str, list[Float32]] = {}
     labels: dict[str, list[UInt8 | None]] = {}
-    for partition, found in by_partition.items():
+    for partition, found in by_partition(records).items():
         decoded, _ = decode_many(found, partition, profile, limits)
         bytes_at = {record.offset: record.value for record in found}
         ends = np.cumsum(decoded.lengths)

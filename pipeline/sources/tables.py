@@ -22,7 +22,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from math import isnan
 from pathlib import Path
@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from pipeline.epoch import since_epoch
 from pipeline.errors import ConfigurationError
 from pipeline.profile import Profile
 from pipeline.records import CONTROL_NONE, Float32, Int64, Partition, StoredRecord, UInt8
@@ -43,7 +44,6 @@ T = TypeVar("T")
 
 _ROWS_AT_ONCE = 1_000  # so many cells as texts stay in a processor's cache
 _TIMESTAMP, _STREAM, _LABEL = ("timestamp", "time"), "stream_id", "label"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # Seconds from here on (1973) are a clock. A finer unit begins where it reads as 1973 too, and the coarser one as 5138.
 _CLOCK_FROM_S = 1e8
@@ -208,7 +208,7 @@ def _iso_us(cell: Any) -> int:
         time = datetime.fromisoformat(str(cell))
     except ValueError as exc:
         raise ValueError(f"is no time: {exc}") from exc
-    return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+    return since_epoch(time) // _MICROSECOND
 
 
 def _numbers(column: Sequence[Any], first_row: int) -> Float32:

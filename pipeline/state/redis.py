@@ -42,6 +42,8 @@ META = b"!meta"
 EXPIRY_S = 30 * 24 * 3600
 MAX_ROWS = 1000
 MAX_BYTES = 1 << 20
+EXPECTED_VALUE_BYTES = 20_000
+"""First guess of a saved value's size, by which loads are cut into calls of about 1 MiB; sizes seen replace it."""
 
 # Answers of a server that is full, busy, starting, in the middle of a fail-over, or that gave the key to another node
 # of its cluster (MOVED, ASK): the same call may succeed later. Inside a script Redis 6 hands the code on in the text
@@ -118,26 +120,23 @@ class RedisStateStore:
     ----------
     nodes
         The server, or those of a cluster; see :meth:`connect`, which makes them.
-    expected_value_bytes
-        First guess of a saved value's size, by which loads are cut into calls of about 1 MiB; sizes seen replace it.
     """
 
     max_save_rows = MAX_ROWS
     max_save_bytes = MAX_BYTES
 
-    def __init__(self, nodes: RedisNodes, expected_value_bytes: int = 20_000) -> None:
+    def __init__(self, nodes: RedisNodes) -> None:
         self._nodes = nodes
-        self._expected_value_bytes = expected_value_bytes
         self._largest_seen = 0
         self._lock = threading.Lock()
 
     @classmethod
-    def connect(cls, url: str, timeout_s: float = 5.0, expected_value_bytes: int = 20_000) -> RedisStateStore:
+    def connect(cls, url: str, timeout_s: float = 5.0) -> RedisStateStore:
         """A store on the server or cluster at ``url``; the first connection is made by the first call.
 
         For parameters and errors see :class:`pipeline.state.redis_nodes.RedisNodes` and the class.
         """
-        return cls(RedisNodes(url, timeout_s), expected_value_bytes)
+        return cls(RedisNodes(url, timeout_s))
 
     def check(self) -> None:
         """Refuse a server that may drop keys by itself; see the protocol."""
@@ -261,7 +260,7 @@ class RedisStateStore:
         return replies
 
     def _value_bytes(self) -> int:
-        return self._largest_seen if self._largest_seen > 0 else self._expected_value_bytes
+        return self._largest_seen if self._largest_seen > 0 else EXPECTED_VALUE_BYTES
 
     def _note_sizes(self, values: Iterable[bytes]) -> None:
         largest = max(map(len, values), default=0)

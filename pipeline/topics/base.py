@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from pipeline.errors import ConfigurationError
 from pipeline.records import Partition, Record
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +24,14 @@ class Instant:
 
 
 Place = Offset | Instant
+
+
+class Progress(Protocol):
+    """Remembers how far topics were read, for whoever reads on after this process."""
+
+    def commit(self, partition: Partition, next_offset: int) -> None:
+        """Everything before ``next_offset`` is done with. Raises BrokerAway: then it will be read again."""
+        ...
 
 
 class Follower(Protocol):
@@ -52,28 +56,9 @@ class Follower(Protocol):
         ...
 
 
-def parse_time(text: str) -> int:
-    """Milliseconds since the epoch of an ISO 8601 time; UTC where no zone is given.
-
-    Raises
-    ------
-    ConfigurationError
-        It is no time.
-    """
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise ConfigurationError(f"{text!r} is no time; write it as 2026-03-01T12:00 (UTC)") from exc
-    return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
-
-
-def parse_place(text: str) -> Place:
-    """An offset, where it is a whole number, else a time.
-
-    Raises
-    ------
-    ConfigurationError
-        It is neither.
-    """
-    text = text.strip()
-    return Offset(int(text)) if text.isdigit() else Instant(parse_time(text))
+def by_partition(records: Iterable[tuple[Partition, Record]]) -> dict[Partition, list[Record]]:
+    """Each partition's records, in their order."""
+    found: dict[Partition, list[Record]] = {}
+    for partition, record in records:
+        found.setdefault(partition, []).append(record)
+    return found

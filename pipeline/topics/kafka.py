@@ -1,21 +1,24 @@
-"""Topics of a Kafka cluster from outside a consumer group. Nothing here commits an offset."""
+"""Topics of a Kafka cluster from outside a consumer group. Only a bookmark commits offsets."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 
 from pipeline.errors import BrokerAway, ConfigurationError, TidewatchError
-from pipeline.kafka import client_options, connect, mapped
+from pipeline.kafka import Presence, client_options, connect, mapped
 from pipeline.records import Partition, Record
 from pipeline.sources.base import CommittedOffset
 from pipeline.topics.base import Offset, Place
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN_TOPIC = 3
 POLL_S, COORDINATOR_S = 0.2, 0.2
@@ -129,6 +132,10 @@ class Cluster:
         """Reads records of a topic; close it."""
         return TopicReader(self, topic)
 
+    def bookmark(self, group: str) -> Bookmark:
+        """Keeps a reader's place under a group's name; close it."""
+        return Bookmark(self, group)
+
     def feeder(self) -> Feeder:
         """Writes records; close it."""
         return Feeder(self)
@@ -168,7 +175,7 @@ class TopicReader:
             max_poll_records=5_000,
             metadata_max_age_ms=int(cluster.notice_s * 1000),
         )
-        self._last_seen_s = time.monotonic()
+        self._presence = Presence(self._network, self._deadline_s)
         try:
             self.partitions = self._partitions()
         except BaseException:
@@ -196,6 +203,10 @@ class TopicReader:
     def has_reached(self, ends: Mapping[Partition, int]) -> bool:
         """Whether everything before ``ends`` has been read; markers of transactions count as read."""
         return all(self._position(partition) >= end for partition, end in ends.items())
+
+    def behind(self) -> int:
+        """Records between what was read and the ends of the partitions that are read; markers of transactions count."""
+        return sum(max(0, end - self._position(partition)) for partition, end in self.end().items())
 
     def at(self, place: Place) -> dict[Partition, int]:
         """Where a place lies in each partition, kept within what is in the log."""
@@ -234,7 +245,7 @@ class TopicReader:
                 self._take_in_added()
             with self._mapped("read"):
                 polled = self._consumer.poll(timeout_ms=int(POLL_S * 1000))
-            self._notice_absence(bool(polled))
+            self._presence.check(something_came=bool(polled))
             found = [(Partition(*p), record) for p, records in polled.items() for record in records]
             if left is not None:
                 found = [(p, record) for p, record in found if p in left and record.offset < left[p]]
@@ -279,19 +290,80 @@ class TopicReader:
             found = getattr(self._consumer, which)(asked, timeout_ms=int(self._deadline_s * 1000))
         return {Partition(*partition): offset for partition, offset in found.items()}
 
-    def _notice_absence(self, something_came: bool) -> None:
-        brokers = self._network.cluster.brokers()
-        if something_came or any(self._network.connected(broker.node_id) for broker in brokers):
-            self._last_seen_s = time.monotonic()
-        elif time.monotonic() - self._last_seen_s > self._deadline_s:
-            raise BrokerAway(f"no broker has been connected for {self._deadline_s:g} s")
-
     @contextmanager
     def _mapped(self, doing: str) -> Iterator[None]:
         try:
             yield
         except kafka_errors.KafkaError as exc:
             raise mapped(exc, doing) from exc
+
+
+class Bookmark:
+    """A reader's place in topics: offsets committed under a group's name, without membership.
+
+    One process reads all partitions, so there is nothing to share out, and one that takes its time loses no membership.
+    A second process of the same group would do everything twice.
+
+    Raises
+    ------
+    BrokerAway
+        From every call: no answer within the deadline.
+    """
+
+    def __init__(self, cluster: Cluster, group: str) -> None:
+        self._deadline_ms = int(cluster.call_deadline_s * 1000)
+        self._consumer, _ = connect(KafkaConsumer, **cluster.options(), group_id=group, enable_auto_commit=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close(autocommit=False)
+
+    def committed(self, ends: Mapping[Partition, int]) -> dict[Partition, int]:
+        """Where to go on in each partition; where nothing was committed, at its end, which is committed now.
+
+        A partition without a place in a topic where others have one was added since, and begins at its beginning.
+        """
+        self._consumer.assign([TopicPartition(*partition) for partition in ends])
+        known = {partition: offset for partition in ends if (offset := self._committed(partition)) is not None}
+        begun = {partition.topic for partition in known}
+        new = {p: 0 if p.topic in begun else end for p, end in ends.items() if p not in known}
+        self._commit(new)
+        return known | new
+
+    def in_log(self, positions: Mapping[Partition, int], beginning: Mapping[Partition, int]) -> dict[Partition, int]:
+        """Positions, none below the beginning of the log; what is passed over is said once, and committed."""
+        for partition, offset in positions.items():
+            first = beginning[partition]
+            if offset < first:
+                # At most: markers of transactions take offsets too.
+                logger.warning(
+                    "at most %d records passed over, no longer in the log: topic=%s partition=%d",
+                    first - offset,
+                    *partition,
+                )
+                self.commit(partition, first)
+        return {partition: max(offset, beginning[partition]) for partition, offset in positions.items()}
+
+    def commit(self, partition: Partition, next_offset: int) -> None:
+        """Everything before ``next_offset`` is done with."""
+        self._commit({partition: next_offset})
+
+    def _committed(self, partition: Partition) -> int | None:
+        try:
+            offset = self._consumer.committed(TopicPartition(*partition), timeout_ms=self._deadline_ms)
+        except kafka_errors.KafkaError as exc:
+            raise mapped(exc, f"committed offset of {partition}") from exc
+        return None if offset is None else int(offset)
+
+    def _commit(self, offsets: Mapping[Partition, int]) -> None:
+        """In one request: of a first start's places, half would make the other partitions look added since."""
+        asked = {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+        try:
+            self._consumer.commit(asked, timeout_ms=self._deadline_ms)
+        except kafka_errors.KafkaError as exc:
+            raise mapped(exc, f"commit of {', '.join(map(str, offsets))}") from exc
 
 
 class Feeder:

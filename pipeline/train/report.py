@@ -104,16 +104,16 @@ class TrainingReport:
 def rows(judgement: Judgement) -> Iterator[tuple[str, ...]]:
     """Contender, horizon, MAE, RMSE, MSE, skill over each of :func:`heads`: as words."""
     figures = judgement.figures
-    controls = [control for control in OVER if control in figures]
+    baselines = [baseline for baseline in OVER if baseline in figures]
     for name, words in WORDS.items():
         for index, own in enumerate(figures.get(name, ())):
-            skills = (_skill(name, control, own, figures[control][index]) for control in controls)
+            skills = (_skill(name, baseline, own, figures[baseline][index]) for baseline in baselines)
             yield (words, str(own.k), f"{own.mae:.4f}", f"{own.rmse:.4f}", f"{own.mse:.4f}", *skills)
 
 
 def heads(judgement: Judgement) -> tuple[str, ...]:
     """What stands above :func:`rows`."""
-    over = (words for control, words in OVER.items() if control in judgement.figures)
+    over = (words for baseline, words in OVER.items() if baseline in judgement.figures)
     return ("predictor", "steps", "MAE", "RMSE", "MSE", *over)
 
 
@@ -131,9 +131,9 @@ def notes(judgement: Judgement, sequences: Sequence[str]) -> list[str]:
     return found
 
 
-def _skill(name: str, control: str, own: Figures, other: Figures) -> str:
+def _skill(name: str, baseline: str, own: Figures, other: Figures) -> str:
     skill = own.skill(other)
-    return "–" if name == control or math.isnan(skill) else f"{skill:+.1f} %"
+    return "–" if name == baseline or math.isnan(skill) else f"{skill:+.1f} %"
 
 
 def _table(judgement: Judgement) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from models.config import PredictorConfig
-from models.course import Course
 from models.fitting import Fit, Recipe, first_network
 from models.peers import Peers
+from models.split import Split
 from models.training import Progress
 from pipeline.errors import ConfigurationError
 
@@ -41,7 +41,7 @@ Tell = Callable[[Trial], None]
 
 
 def search(
-    predictor: PredictorConfig, recipe: Recipe, course: Course, trials: int, peers: Peers, tell: Tell
+    predictor: PredictorConfig, recipe: Recipe, split: Split, trials: int, peers: Peers, tell: Tell
 ) -> tuple[PredictorConfig, Recipe]:
     """Predictor and recipe of the best of some trials; the same seed searches the same way.
 
@@ -71,7 +71,7 @@ def search(
     def objective(trial: optuna.Trial) -> float:
         options = options_of(trial)
         wanted, how = chosen(predictor, recipe, options)
-        fit = Fit(first_network(wanted, how.seed), course, how, peers)
+        fit = Fit(first_network(wanted, how.seed), split, how, peers)
         is_cut = False
         try:
             while not fit.is_over and not is_cut:

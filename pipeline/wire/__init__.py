@@ -44,7 +44,6 @@ from pipeline.wire.outputs import (
     encode_alert,
     encode_dead_letter,
     encode_scores,
-    iso_time,
 )
 from pipeline.wire.schema import SCHEMA, AlertMessage, DeadLetterMessage, WindowMessage, json_schema
 from pipeline.wire.windows import decode_many, encode_control, encode_json, encode_packed, labels_of
@@ -64,7 +63,6 @@ __all__ = [
     "encode_json",
     "encode_packed",
     "encode_scores",
-    "iso_time",
     "json_schema",
     "labels_of",
 ]

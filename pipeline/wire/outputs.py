@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgpack
 import numpy as np
 from pydantic import ValidationError
 
+from pipeline.epoch import iso_time
 from pipeline.errors import DecodeError
 from pipeline.records import Alert, DeadLetter, FeatureEvidence, Partition, Scores
 from pipeline.wire.schema import SCHEMA, AlertMessage, DeadLetterMessage, EvidenceMessage, first_errors
 
 MAX_OUTPUT_BYTES = 900_000
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 
 _PER_WINDOW = {"offsets": "<i8", "lengths": "<i8", "partial": "u1"}
 _PER_OBSERVATION = {
@@ -203,12 +200,6 @@ def decode_alert(value: bytes) -> Alert:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def iso_time(time_ms: int) -> str:
-    """Event time as people read it: ISO 8601, UTC, ms."""
-    text = (_EPOCH + time_ms * _MILLISECOND).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
 
 
 _MAX_DEAD_VALUE = 600_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import chain, zip_longest
 from types import NoneType
 from typing import Any, Literal, NoReturn
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from pipeline.epoch import MILLISECOND, since_epoch
 from pipeline.errors import DecodeError
 from pipeline.profile import Profile
 from pipeline.records import (
@@ -44,10 +45,8 @@ _ELEMENTS = 7
 # The last ms of the year 9999, and the longest interval (34 years): beyond both, int64 sums could overflow.
 _MAX_TIME_MS = 253_402_300_799_999
 _MAX_INTERVAL_MS = 1 << 40
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 _LONGEST_REASON = 2_000  # a reason quotes its input, and a dead letter has to pass the broker's limit
-_CONTROLS = {"reset": RESET, "forget": FORGET}
+_FLAG_OF_CONTROL = {"reset": RESET, "forget": FORGET}
 
 # One message on its way into columns: the elements of the packed form.
 _Columns = tuple[Any, ...]
@@ -171,7 +170,7 @@ def _from_json(value: bytes, profile: Profile) -> _Columns:
     start, step = _json_times(message, length)
     with np.errstate(over="ignore"):  # too large for float32: becomes inf here and is refused with the others
         payload = np.fromiter(chain.from_iterable(message.values), "<f4", length * width).tobytes()
-    flag = _CONTROLS[message.control] if message.control is not None else int(message.silent)
+    flag = _FLAG_OF_CONTROL[message.control] if message.control is not None else int(message.silent)
     return (SCHEMA, message.stream_id, start, step, width, payload, flag)
 
 
@@ -198,7 +197,7 @@ def _json_times(message: WindowMessage, length: int) -> tuple[int, int | bytes]:
 def _to_ms(time: int | datetime) -> int:
     if isinstance(time, int):
         return min(max(time, -1), _MAX_TIME_MS + 1)  # what fits no int64 is refused with the rest of what is too far
-    return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // _MILLISECOND
+    return since_epoch(time) // MILLISECOND
 
 
 def _typed_columns(

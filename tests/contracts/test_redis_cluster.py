@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.checks.finding import Facts, Level
 from pipeline.checks.redis import check_redis
+from pipeline.connections import Redis
 from pipeline.errors import ConfigurationError, StoreAway
 from pipeline.records import Partition
-from pipeline.settings import Redis, Settings
+from pipeline.settings import Settings
 from pipeline.state.base import Load, StateKey, Token
 from pipeline.state.redis import RedisStateStore
 from tests.clusters import LocalCluster, RedisNode, wait_until, wait_until_sound

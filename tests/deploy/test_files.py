@@ -302,7 +302,7 @@ def test_dashboards_are_ones_that_grafana_reads() -> None:
             taken |= cells
 
 
-def test_dashboards_are_complete() -> None:
+def test_panels_have_ids_of_their_own_descriptions_and_queries_with_letters() -> None:
     """Identifiers that repeat, or a query without its letter, make Grafana drop panels without a word."""
     for path in FOLDER.glob("*.json"):
         board = json.loads(path.read_text())

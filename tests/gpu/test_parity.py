@@ -45,12 +45,12 @@ def test_engine_on_a_gpu_gives_the_alerts_of_a_cpu() -> None:
     outputs = []
     for device in ("cpu", "cuda"):
         engine = Engine("p", profile, lambda version, d=device: Scorer(builtin("gru"), profile.fold(), d), 64, device)
-        rows = engine.rows("a" * 12)
+        table = engine.table("a" * 12)
         engine.bring_to(partition, "a" * 12)
-        rows.begin_batch()
+        table.begin_batch()
         ids = [f"s{n}" for n in range(5)]
-        assert rows.make_room(len(ids))
-        rows.admit_fresh(partition, ids, 0)
+        assert table.make_room(len(ids))
+        table.admit_fresh(partition, ids, 0)
         series = [make_series(n, STEPS) for n in range(5)]
         windows = Windows(
             ids,
@@ -62,7 +62,7 @@ def test_engine_on_a_gpu_gives_the_alerts_of_a_cpu() -> None:
             np.tile(START_MS + INTERVAL_MS * np.arange(STEPS), 5),
             np.concatenate(series),
         )
-        absorbed = engine.absorb(rows, [Share(partition, windows, 0)], 0.0)
+        absorbed = engine.absorb(table, [Share(partition, windows, 0)], 0.0)
         outputs.append([(alert.alert_id, alert.event, alert.time_ms) for alert in absorbed.alerts])
     assert outputs[0] == outputs[1]
     assert outputs[0]

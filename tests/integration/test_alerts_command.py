@@ -197,7 +197,7 @@ def test_tail_prints_events_as_they_come(rig: Rig) -> None:
         process.communicate()
 
 
-def test_times_are_read() -> None:
+def test_since_takes_ages_and_times_and_refuses_the_rest() -> None:
     """What people write after --since."""
     now = 10 * 86_400_000
     assert since("now", now) == now

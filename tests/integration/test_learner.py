@@ -21,17 +21,15 @@ from models.predictor import COMPONENTS, HORIZONS
 from models.pretrained import Weights
 from models.training import Lessons
 from pipeline.__main__ import main
+from pipeline.connections import Kafka, Redis
 from pipeline.learner_command import build_courses, build_learner
 from pipeline.learning.course import Course, Renew
 from pipeline.learning.learner import Learner
 from pipeline.learning.metrics import LearnerMetrics
-from pipeline.notify.kafka import Bookmark
 from pipeline.records import Partition
 from pipeline.registry import Decision, Registry
 from pipeline.servers import create_topics
-from pipeline.settings import Engine, Kafka, Redis, Settings
-from pipeline.settings import Learner as Rules
-from pipeline.settings import Registry as Place
+from pipeline.settings import EngineSettings, LearnerSettings, RegistrySettings, Settings
 from pipeline.topics.kafka import Cluster
 from pipeline.wire import decode_scores, encode_packed
 from pipeline.wiring import build_worker
@@ -45,7 +43,7 @@ STREAMS, LENGTH, INTERVAL_MS = 4, 32, 600_000
 BEFORE, AFTER = 14, 46
 """Stretches before and after the change; 46 are ten days."""
 
-RULES = Rules(
+RULES = LearnerSettings(
     stretch=LENGTH, reservoir=128, batch=8, rate=3e-3, cpu_share=1.0, drift_cpu_share=1.0, candidate_updates=48,
     shadow_stretches=12, probation_stretches=16, margin=0.02,
 )  # fmt: skip
@@ -79,7 +77,7 @@ class Rig:
     course: Course
     renew: Renew
 
-    def __init__(self, bootstrap: str, redis_url: str, folder: Path, rules: Rules = RULES) -> None:
+    def __init__(self, bootstrap: str, redis_url: str, folder: Path, rules: LearnerSettings = RULES) -> None:
         names = {name: unique(name) for name in ("input", "scores", "alerts", "dead")}
         create_topics(bootstrap, dict.fromkeys(names.values(), 1))
         kafka = Kafka(
@@ -90,8 +88,8 @@ class Rig:
             topics=[names["input"]], interval_s=600, light=True, clock=False, alarm_budget="1 per week"
         )
         self.settings = Settings(
-            kafka=kafka, redis=Redis(url=SecretStr(redis_url)), engine=Engine(device="cpu", threads=1),
-            registry=Place(folder=folder), learner=rules, profiles={"p": profile},
+            kafka=kafka, redis=Redis(url=SecretStr(redis_url)), engine=EngineSettings(device="cpu", threads=1),
+            registry=RegistrySettings(folder=folder), learner=rules, profiles={"p": profile},
         )  # fmt: skip
         self.input, self.scores, self.bootstrap = names["input"], names["scores"], bootstrap
         self.registry, self.at, self.renew = Registry(folder), 0, _quickly
@@ -257,7 +255,7 @@ def test_a_fault_that_lasts_a_day_is_not_learned(
             if is_faulty:
                 values[broken] = 9.0 + 0.3 * _family("new regime", rig.at, 0)[broken]
             rig.live(values)
-        return [rig.course.kept()[name] for name in names]
+        return [rig.course.teaching.reservoir.strata()[name] for name in names]
 
     with rig.running():
         before = live(13, is_faulty=False)
@@ -278,7 +276,7 @@ def test_a_learner_whose_place_left_the_log_goes_on_at_its_beginning(
     """It was down for longer than the topic keeps records: a gap in a sample, and no reason to end."""
     rig = Rig(kafka_bootstrap, redis_url, tmp_path)
     cluster, place, group = Cluster(kafka_bootstrap), Partition(rig.input, 0), f"{rig.settings.kafka.group}-learner"
-    with Bookmark(cluster.options(), group, cluster.call_deadline_s) as bookmark:
+    with cluster.bookmark(group) as bookmark:
         bookmark.commit(place, 1)
     times = START_MS + INTERVAL_MS * np.arange(LENGTH)
     produce(kafka_bootstrap, rig.input, [encode_packed("s", times, np.zeros((LENGTH, 1), np.float32))] * 5)

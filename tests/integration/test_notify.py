@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BrokerAway
-from pipeline.notify.kafka import Bookmark
 from pipeline.records import Alert, Partition
 from pipeline.servers import create_topics
 from pipeline.topics.kafka import Cluster
@@ -49,7 +48,7 @@ class Rig:
     def commit(self, offset: int) -> None:
         """Place the group's bookmark."""
         cluster = Cluster(self.bootstrap)
-        with Bookmark(cluster.options(), f"{self.group}-notify", cluster.call_deadline_s) as bookmark:
+        with cluster.bookmark(f"{self.group}-notify") as bookmark:
             bookmark.commit(Partition(self.topic, 0), offset)
 
     def is_begun(self) -> bool:
@@ -169,7 +168,7 @@ def test_only_a_partition_added_later_begins_at_its_beginning(kafka_bootstrap: s
     """What was written to it while no notifier ran is untold; at a first start it is what came before."""
     cluster, old, other = Cluster(kafka_bootstrap), unique("old"), unique("other")
     create_topics(kafka_bootstrap, {old: 2, other: 1})
-    with Bookmark(cluster.options(), unique("g"), cluster.call_deadline_s) as bookmark:
+    with cluster.bookmark(unique("g")) as bookmark:
         ends = {Partition(old, 0): 5, Partition(old, 1): 7}
         assert bookmark.committed(ends) == ends
         add_partitions(kafka_bootstrap, old, 3)

@@ -25,7 +25,6 @@ from pipeline.__main__ import main
 from pipeline.checks.finding import Facts, Level
 from pipeline.checks.kafka import check_kafka
 from pipeline.errors import TidewatchError
-from pipeline.notify.kafka import Bookmark
 from pipeline.records import Partition
 from pipeline.servers import EmbeddedRedis, create_topics
 from pipeline.settings import Settings
@@ -149,7 +148,7 @@ def test_every_client_gets_through(kind: str, kafka: SecureKafka, folder: Path, 
         sink.close()
         source.close()
     assert cluster.committed(settings.kafka.group)[Partition(TOPIC, 0)].offset == 1
-    with Bookmark(cluster.options(), settings.kafka.group, cluster.call_deadline_s) as bookmark:
+    with cluster.bookmark(settings.kafka.group) as bookmark:
         assert bookmark.committed({Partition(TOPIC, 0): 9}) == {Partition(TOPIC, 0): 1}
     options = security_options(settings.kafka.security)
     findings = list(check_kafka(settings, options, Facts()))

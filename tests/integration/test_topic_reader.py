@@ -33,3 +33,6 @@ def test_partitions_added_while_a_topic_is_read_are_read_from_their_beginning(ka
         assert found == [(0, b"a"), (2, b"b"), (0, b"c")]
         assert reader.end() == {Partition(topic, 0): 3, Partition(topic, 1): 0, Partition(topic, 2): 1}
         assert reader.has_reached(reader.end())
+        assert reader.behind() == 0
+        produce(kafka_bootstrap, topic, [b"d", b"e"])
+        assert reader.behind() == 2

@@ -118,4 +118,5 @@ def test_long_calls_are_looked_at_in_parts() -> None:
 
 @pytest.mark.parametrize("streams", [1, 16, 17, 24, 25, 33, 100, 5000, 8192, 8193])
 def test_room_is_at_least_what_is_asked_and_at_most_half_more(streams: int) -> None:
+    """Every size of a recording is memory kept for good, and what a call leaves of it is computed for nothing."""
     assert streams <= roomy(streams) <= max(16, streams * 3 / 2)

@@ -51,7 +51,7 @@ def test_nab_is_100_for_a_perfect_detector_and_0_for_a_silent_one(profile):
     assert nab_score([silent], profile).threshold == math.inf
 
 
-def test_nab_worked_example():
+def test_nab_score_of_a_late_a_missed_and_a_false_detection_is_that_of_the_papers_equations():
     """One window met late, one missed, one false positive just behind a window: by the paper's equations."""
     windows = ((400, 499), (700, 799))
     scores = spikes(1000, 450, 509)
@@ -208,7 +208,7 @@ def test_ranking_needs_labels_and_scores():
 # ---------------------------------------------------------------- events
 
 
-def test_events_worked_example():
+def test_an_event_is_found_by_an_alert_during_it_or_just_before_and_other_alerts_are_false():
     """Two of three events found, one alert false, one alert beginning before its event true."""
     labels = labelled(1_000, (200, 219), (500, 509), (800, 819))
     opened, alarmed = (

@@ -9,7 +9,7 @@ import torch
 from models.calibration import Effort
 from models.config import FoldConfig, PredictorConfig
 from models.features import window_inputs
-from models.learner import Forecaster, Pupil, Sight, generated_lessons, joined, lessons_of, renewed, without_past
+from models.learner import Background, Forecaster, Pupil, generated_lessons, joined, lessons_of, renewed, without_past
 from models.pretrained import Weights
 from models.step import Scorer
 from models.training import Lessons
@@ -26,16 +26,16 @@ def _waves(streams: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.nda
     return values[..., None].astype(np.float32), times.astype(np.int64)
 
 
-def _lessons(sights: list[Sight], values: np.ndarray, times: np.ndarray) -> Lessons:
-    return lessons_of(sights, values, times, [False] * len(sights), INTERVAL_S, True)
+def _lessons(backgrounds: list[Background], values: np.ndarray, times: np.ndarray) -> Lessons:
+    return lessons_of(backgrounds, values, times, [False] * len(backgrounds), INTERVAL_S, True)
 
 
 def test_stretches_in_a_row_are_one_series():
     """What is learned from must not depend on where the learner cut: carried statistics equal one long pass."""
     values, times = _waves(3, 96)
     values[1, 40] = np.nan
-    sights = [Sight(1, False) for _ in range(3)]
-    parts = [_lessons(sights, values[:, at : at + 32], times[:, at : at + 32]) for at in (0, 32, 64)]
+    backgrounds = [Background(1, False) for _ in range(3)]
+    parts = [_lessons(backgrounds, values[:, at : at + 32], times[:, at : at + 32]) for at in (0, 32, 64)]
     whole = window_inputs(torch.from_numpy(values[..., 0].T.copy()), torch.from_numpy(times.T.copy()), INTERVAL_S)
     torch.testing.assert_close(torch.cat([part.inputs for part in parts]), whole.inputs)
     torch.testing.assert_close(torch.cat([part.sigma for part in parts]), whole.sigma)
@@ -44,21 +44,21 @@ def test_stretches_in_a_row_are_one_series():
 def test_the_learner_sees_what_the_serving_row_holds():
     """A predictor that learns from other inputs than it serves with learns the wrong thing."""
     values, times = _waves(2, 64)
-    sights = [Sight(1, False), Sight(1, False)]
-    _lessons(sights, values, times)
+    backgrounds = [Background(1, False), Background(1, False)]
+    _lessons(backgrounds, values, times)
     scorer = Scorer(TINY, FoldConfig(("v",), INTERVAL_S))
     rows, slots = scorer.rows(2), torch.arange(2)
     x, when = torch.from_numpy(values.transpose(1, 0, 2).copy()), torch.from_numpy(times.T.copy())
     scorer.score(rows, slots, x, when, torch.full((2,), -1))
     columns = scorer.layout.columns("normaliser")
-    for number, sight in enumerate(sights):
-        torch.testing.assert_close(sight.statistics[:, 0], rows.read(slots)[number, columns])
+    for number, background in enumerate(backgrounds):
+        torch.testing.assert_close(background.statistics[:, 0], rows.read(slots)[number, columns])
 
 
 def test_carried_state_over_stretches_equals_one_long_stretch():
     """Truncated backpropagation needs the state that a long memory would have."""
     values, times = _waves(2, 128)
-    lessons = _lessons([Sight(1, False), Sight(1, False)], values, times)
+    lessons = _lessons([Background(1, False), Background(1, False)], values, times)
     network = TINY.build()
     with torch.no_grad():
         _, whole = network(lessons.inputs)
@@ -75,9 +75,9 @@ def test_learning_lowers_the_loss_on_what_was_not_learned_yet():
     """Progressive validation: each stretch is predicted before it is learned from."""
     pupil, still = Pupil(TINY, rate=1e-2, chunk=32), Forecaster(TINY)
     values, times = _waves(8, 64 * 8)
-    sights, names = [Sight(1, False) for _ in range(8)], [str(k) for k in range(8)]
+    backgrounds, names = [Background(1, False) for _ in range(8)], [str(k) for k in range(8)]
     for at in range(0, values.shape[1], 64):
-        lessons = _lessons(sights, values[:, at : at + 64], times[:, at : at + 64])
+        lessons = _lessons(backgrounds, values[:, at : at + 64], times[:, at : at + 64])
         before, _ = still.predict(names, lessons)
         learning, stretches = pupil.predict(names, lessons)
         for _ in range(4):
@@ -90,7 +90,7 @@ def test_learning_lowers_the_loss_on_what_was_not_learned_yet():
 def test_steps_are_clipped():
     """One strange batch must not throw the weights away."""
     values, times = _waves(2, 64)
-    lessons = _lessons([Sight(1, False), Sight(1, False)], values, times)
+    lessons = _lessons([Background(1, False), Background(1, False)], values, times)
     pupil = Pupil(TINY, rate=1e-3, chunk=64, gradient_norm=1e-3)
     assert pupil.learn([without_past(lessons, pupil.network)]).clipped == 1
 
@@ -98,7 +98,7 @@ def test_steps_are_clipped():
 def test_what_is_not_finite_teaches_nothing():
     """A single infinite gradient would make every weight NaN, and every later score."""
     values, times = _waves(2, 64)
-    lessons = _lessons([Sight(1, False), Sight(1, False)], values, times)
+    lessons = _lessons([Background(1, False), Background(1, False)], values, times)
     lessons.inputs[10] = torch.inf
     pupil = Pupil(TINY, chunk=32)
     report = pupil.learn([without_past(lessons, pupil.network)])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.config import FoldConfig, PredictorConfig
 from models.features import WindowInputs, window_inputs
-from models.learner import Sight, lessons_of
+from models.learner import Background, lessons_of
 from models.pretrained import Weights
 from models.step import Scorer
 
@@ -62,22 +62,23 @@ def test_a_learner_remembers_the_week_as_serving_rows_do():
     """A predictor that learns from other inputs than it serves with learns the wrong thing."""
     made = [working_hours(weeks=3, seed=seed) for seed in (0, 1)]
     x, times = torch.cat([values for values, _ in made], 1), made[0][1].unsqueeze(1).expand(-1, 2)
-    whole, sights, parts = window_inputs(x, times, HOUR_S, has_week=True), [Sight(1, True), Sight(1, True)], []
+    whole, parts = window_inputs(x, times, HOUR_S, has_week=True), []
+    backgrounds = [Background(1, True), Background(1, True)]
     for at in range(0, len(x), DAY):
         piece = slice(at, at + DAY)
         values, taken = x[piece].t().unsqueeze(2).numpy(), times[piece].t().numpy()
-        parts.append(lessons_of(sights, values, taken, [False, False], HOUR_S, True))
+        parts.append(lessons_of(backgrounds, values, taken, [False, False], HOUR_S, True))
     torch.testing.assert_close(torch.cat([part.inputs for part in parts]), whole.inputs)
 
     scorer = Scorer(Weights.random(PredictorConfig(hidden=4), seed=1), FoldConfig(("v",), HOUR_S))
     rows, columns = scorer.rows(2), scorer.layout.columns
     scorer.score(rows, torch.arange(2), x.unsqueeze(2), times, torch.full((2,), -1))
-    for number, sight in enumerate(sights):
+    for number, background in enumerate(backgrounds):
         row = rows.feature[number, 0]
-        assert sight.errors is not None
-        torch.testing.assert_close(row[columns("season_errors")], sight.errors[:, 0])
+        assert background.errors is not None
+        torch.testing.assert_close(row[columns("season_errors")], background.errors[:, 0])
         remembered = row[columns("season_mean").start : columns("season_week").stop]
-        torch.testing.assert_close(remembered, sight.season[0])
+        torch.testing.assert_close(remembered, background.season[0])
         assert float(remembered[-84:].abs().max()) > 1.0
 
 

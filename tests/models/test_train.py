@@ -11,10 +11,10 @@ import torch
 
 from models.calibration import Effort
 from models.config import FoldConfig, PredictorConfig
-from models.course import Course, Plan, Series, course_of
 from models.fitting import Fit, Recipe, first_network, part_loss, rate_of
 from models.judging import Figures, judge, trained_weights
 from models.pretrained import PooledTails, Weights, builtin
+from models.split import Plan, Series, Split, split_of
 from models.step import Scorer
 from models.training import Checkpoint, Progress, chunks, flipped
 
@@ -36,11 +36,11 @@ def stream(number: int, length: int = LENGTH, features: int = 2) -> Series:
     return Series(f"s{number}", START_MS + 60_000 * t, values, 60.0, has_clock=True, has_week=False)
 
 
-def course(scope="feature", streams=None) -> Course:
-    return course_of(streams or [stream(1), stream(2, 300)], scope, PLAN)
+def split(scope="feature", streams=None) -> Split:
+    return split_of(streams or [stream(1), stream(2, 300)], scope, PLAN)
 
 
-def fit_of(made: Course, config: PredictorConfig = TINY, recipe: Recipe = RECIPE) -> Fit:
+def fit_of(made: Split, config: PredictorConfig = TINY, recipe: Recipe = RECIPE) -> Fit:
     return Fit(first_network(config, recipe.seed), made, recipe)
 
 
@@ -54,8 +54,8 @@ def run(fit: Fit) -> Fit:
 
 
 @pytest.fixture(scope="module")
-def made() -> Course:
-    return course()
+def made() -> Split:
+    return split()
 
 
 def weights_of(fit: Fit) -> dict[str, torch.Tensor]:
@@ -81,7 +81,7 @@ def test_what_comes_after_the_training_part_teaches_nothing(scope):
     """A loss that has seen the test is no measurement: with another future, training parts are equal bit for bit."""
     later = [replace(s, values=torch.cat((s.values[: int(0.6 * len(s.values))], 1e3 * torch.randn_like(
         s.values[int(0.6 * len(s.values)) :])))) for s in (stream(1), stream(2, 300))]  # fmt: skip
-    one, two = course(scope), course(scope, later)
+    one, two = split(scope), split(scope, later)
     for name in ("inputs", "x", "mean", "sigma"):
         assert torch.equal(getattr(one.train.lessons, name).nan_to_num(), getattr(two.train.lessons, name).nan_to_num())
     assert torch.equal(one.train.unit, two.train.unit)
@@ -90,7 +90,7 @@ def test_what_comes_after_the_training_part_teaches_nothing(scope):
 
 def test_no_target_lies_outside_its_part():
     """Forecasts made late in the training part speak of the validation part: they must not be taught."""
-    whole = course_of([stream(1)], "feature", Plan(segment=240, lead=0)).train
+    whole = split_of([stream(1)], "feature", Plan(segment=240, lead=0)).train
     ((_, _, exists),) = chunks(whole.lessons, 1000, 0)
     assert not exists[:20].any()
     assert not exists[-1].any()
@@ -104,8 +104,8 @@ def test_a_gap_makes_no_difference_of_values():
     times_ms = quiet.times_ms.clone()
     times_ms[200:] += 3_600_000
     moved = replace(quiet, times_ms=times_ms)
-    one = course_of([quiet], "feature", Plan(segment=400, lead=0)).train.lessons.inputs[200, :, 2]
-    two = course_of([moved], "feature", Plan(segment=400, lead=0)).train.lessons.inputs[200, :, 2]
+    one = split_of([quiet], "feature", Plan(segment=400, lead=0)).train.lessons.inputs[200, :, 2]
+    two = split_of([moved], "feature", Plan(segment=400, lead=0)).train.lessons.inputs[200, :, 2]
     assert float(one.abs().min()) > 0
     assert float(two.abs().max()) == 0
 
@@ -133,7 +133,7 @@ def test_training_sees_what_serving_sees(scope):
     scorer = Watched(Weights.random(config), FoldConfig(("a", "b"), 60.0))
     scorer.shown = []
     scorer.score(scorer.rows(1), torch.arange(1), values[:, None], times_ms[:, None], torch.tensor([-1]))
-    taught = course_of([replace(whole, values=values)], scope, Plan(0.98, 0.01, LENGTH, 0)).train
+    taught = split_of([replace(whole, values=values)], scope, Plan(0.98, 0.01, LENGTH, 0)).train
     served = torch.stack(scorer.shown)[: int(0.98 * LENGTH)]
     torch.testing.assert_close(taught.lessons.inputs[: len(served)], served, rtol=1e-5, atol=1e-5)
 
@@ -145,7 +145,7 @@ def test_training_sees_what_serving_sees(scope):
 def test_splits_that_leave_nothing_are_refused(streams, plan):
     """An empty validation part would end every run at its first epoch, silently."""
     with pytest.raises(ValueError, match=r"must leave|at least"):
-        course_of(streams, "feature", plan)
+        split_of(streams, "feature", plan)
 
 
 @pytest.mark.parametrize(("name", "missing"), [("training", slice(0, 240)), ("validation", slice(240, 320))])
@@ -154,13 +154,13 @@ def test_parts_without_a_value_are_refused(name, missing):
     values = stream(1).values.clone()
     values[missing] = torch.nan
     with pytest.raises(ValueError, match=f"the {name} part has no value"):
-        course_of([replace(stream(1), values=values)], "feature", PLAN)
+        split_of([replace(stream(1), values=values)], "feature", PLAN)
 
 
 def test_a_part_without_a_row_is_refused():
     """A thousandth of a hundred rows is none."""
     with pytest.raises(ValueError, match="the validation part has no row"):
-        course_of([stream(1, 100)], "feature", Plan(validation=0.001))
+        split_of([stream(1, 100)], "feature", Plan(validation=0.001))
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ def test_every_optimiser_learns(made, optimiser):
 def test_every_family_learns(cell, scope):
     """One trainer serves all families, seeing one feature or several."""
     config = PredictorConfig(cell, hidden=6, scope=scope, features=2 if scope == "stream" else 1)
-    fit = fit_of(course(scope), config)
-    before = part_loss(fit.network, fit.course.validation)
+    fit = fit_of(split(scope), config)
+    before = part_loss(fit.network, fit.split.validation)
     run(fit)
     assert fit.history[fit.best_epoch - 1].validation_loss < before - 0.1
 
@@ -215,7 +215,7 @@ def test_foreign_checkpoints_are_refused(made, tmp_path):
     with pytest.raises(ValueError, match="another recipe"):
         fit_of(made, recipe=replace(RECIPE, rate=1e-3)).resume(fit.checkpoint())
     with pytest.raises(ValueError, match="another data"):
-        fit_of(course(streams=[stream(5)])).resume(fit.checkpoint())
+        fit_of(split(streams=[stream(5)])).resume(fit.checkpoint())
     (tmp_path / "c").write_bytes(b"nothing of ours")
     with pytest.raises(ValueError, match="not a checkpoint"):
         Checkpoint.load(tmp_path / "c")
@@ -228,7 +228,7 @@ def test_a_run_goes_on_from_its_own_base_and_split_only(made, base, plan, text):
     """Losses of another validation part cannot be compared: an early, worse epoch would be kept."""
     fit = fit_of(made)
     fit.run_epoch(nobody)
-    other = course_of([stream(1), stream(2, 300)], "feature", plan)
+    other = split_of([stream(1), stream(2, 300)], "feature", plan)
     with pytest.raises(ValueError, match=f"another {text}"):
         Fit(first_network(TINY, 1), other, RECIPE, base=base).resume(fit.checkpoint())
 
@@ -249,7 +249,7 @@ def test_early_stopping_keeps_the_best_epoch(made):
     assert part_loss(fit.network, made.validation) == pytest.approx(min(losses), rel=1e-5)
 
 
-def tuned(made: Course, rate: float, epochs: int = 3) -> Fit:
+def tuned(made: Split, rate: float, epochs: int = 3) -> Fit:
     """A run that begins with what another one learned."""
     fit = fit_of(made, recipe=replace(RECIPE, rate=rate, schedule="constant", epochs=epochs, dropout=0.0))
     fit.network.load_state_dict(learned_state(made))
@@ -257,7 +257,7 @@ def tuned(made: Course, rate: float, epochs: int = 3) -> Fit:
 
 
 @cache
-def learned_state(made: Course) -> dict[str, torch.Tensor]:
+def learned_state(made: Split) -> dict[str, torch.Tensor]:
     return run(fit_of(made)).network.state_dict()
 
 
@@ -347,7 +347,7 @@ def test_progress_ends_at_its_total(made):
 
 def test_upside_down_segments_stay_a_corpus(made):
     """A flip must turn inputs and targets alike, each feature by itself."""
-    both = course("stream").train.lessons
+    both = split("stream").train.lessons
     turned = flipped(both, torch.Generator().manual_seed(1))
     sign = torch.where(torch.isfinite(both.x), turned.x / both.x, torch.nan).nanmean(0)
     assert set(sign.flatten().tolist()) == {-1.0, 1.0}
@@ -361,7 +361,7 @@ def test_upside_down_segments_stay_a_corpus(made):
 @pytest.mark.parametrize("scope", ["feature", "stream"])
 def test_samples_are_the_whole_test_part_of_each_feature(scope):
     """What a person looks at must not be the leftover of the last segment."""
-    made = course(scope)
+    made = split(scope)
     config = replace(TINY, scope=scope, features=2 if scope == "stream" else 1)
     samples = judge(first_network(config, 1), made, samples=4).samples
     assert [sample.sequence for sample in samples] == [0, 1, 2, 3]
@@ -396,7 +396,7 @@ def test_a_stream_that_stood_still_is_left_out(scope):
     values = stream(2).values.clone()
     values[:300, 1], values[300:, 1] = 5.0, 5e6
     config = replace(TINY, scope=scope, features=2 if scope == "stream" else 1)
-    judgement = judge(first_network(config, 1), course(scope, [stream(1), replace(stream(2), values=values)]))
+    judgement = judge(first_network(config, 1), split(scope, [stream(1), replace(stream(2), values=values)]))
     assert judgement.left_out == (3,)
     assert all(figures.mse < 100 for figures in judgement.figures["naive"])
 
@@ -408,7 +408,7 @@ def test_a_wild_value_does_not_make_all_errors_nothing(length, wild):
     values = stream(1, length).values.clone()
     values[30, 0] = wild
     plain, spiked = (
-        course(streams=[one]).test.unit for one in (stream(1, length), replace(stream(1, length), values=values))
+        split(streams=[one]).test.unit for one in (stream(1, length), replace(stream(1, length), values=values))
     )
     assert float(plain[0]) < float(spiked[0]) < 3.0 * float(plain[0])
     assert torch.equal(plain[1::2], spiked[1::2])
@@ -416,13 +416,13 @@ def test_a_wild_value_does_not_make_all_errors_nothing(length, wild):
 
 def test_a_unit_follows_the_scale_and_the_states_of_a_stream():
     """One that moves by a ten-billionth about zero has a unit as any other; one at rest, with pulses, the pulses'."""
-    plain = course(streams=[stream(1)]).test.unit
-    small = course(streams=[replace(stream(1), values=1e-10 * stream(1).values)]).test.unit
+    plain = split(streams=[stream(1)]).test.unit
+    small = split(streams=[replace(stream(1), values=1e-10 * stream(1).values)]).test.unit
     torch.testing.assert_close(small, 1e-10 * plain, rtol=1e-4, atol=0)
     states = torch.full((LENGTH, 2), 20.0)
     states[::30, 0], states[::3, 1] = 70.0, 25.0
     states[:, 1] += 1e-3 * torch.randn(LENGTH, generator=torch.Generator().manual_seed(1))
-    found = course(streams=[replace(stream(1), values=states)]).test.unit
+    found = split(streams=[replace(stream(1), values=states)]).test.unit
     torch.testing.assert_close(found[:2], states[:240].std(0, correction=0), rtol=1e-4, atol=0)
 
 
@@ -430,7 +430,7 @@ def test_a_test_part_without_a_value_judges_nothing():
     """No figure, rather than a perfect one."""
     values = stream(1).values.clone()
     values[320:] = torch.nan
-    made = course_of([replace(stream(1), values=values)], "feature", PLAN)
+    made = split_of([replace(stream(1), values=values)], "feature", PLAN)
     judgement = judge(first_network(TINY, 1), made)
     assert judgement.errors.size == 0
     assert math.isnan(judgement.figures["trained"][0].mse)
@@ -447,11 +447,11 @@ def test_skill_is_the_share_of_error_that_is_gone():
 def test_trained_weights_are_served(scope, tmp_path):
     """What training writes, a worker loads and scores with."""
     config = PredictorConfig("gru", hidden=6, scope=scope, features=2 if scope == "stream" else 1)
-    fit = fit_of(course(scope), config, replace(RECIPE, epochs=1))
+    fit = fit_of(split(scope), config, replace(RECIPE, epochs=1))
     run(fit)
     pooled = PooledTails() if scope == "stream" else None
     effort = Effort(series=11, hosts=4, units=4, observations=500)
-    trained_weights(fit.network, fit.course, 1, {"seed": 1}, pooled, effort).save(tmp_path)
+    trained_weights(fit.network, fit.split, 1, {"seed": 1}, pooled, effort).save(tmp_path)
     scorer = Scorer(Weights.load(tmp_path), FoldConfig(("a", "b"), 60.0))
     x = stream(4).values[:50].unsqueeze(1)
     times_ms = stream(4).times_ms[:50].unsqueeze(1)
@@ -463,7 +463,7 @@ def test_trained_weights_are_served(scope, tmp_path):
 def test_the_shortest_streams_give_finite_weights(length):
     """Thinned to every 16th, one observation of them would be left, and that has no covariance."""
     made = trained_weights(
-        first_network(TINY, 1), course(streams=[stream(1, length, 1)]), 1, {}, PooledTails(), Effort()
+        first_network(TINY, 1), split(streams=[stream(1, length, 1)]), 1, {}, PooledTails(), Effort()
     )
     assert bool(made.P0.isfinite().all())
 

@@ -23,6 +23,7 @@ from pipeline.checks.need import Lack, Need, check_needs, need_of, table_slots
 from pipeline.checks.redis import check_redis
 from pipeline.checks.row import STREAM_ID_BYTES, cost_of, describe_row, layout_of
 from pipeline.checks.versions import check_versions
+from pipeline.connections import Kafka, Redis
 from pipeline.errors import ConfigurationError, VersionError
 from pipeline.partition import to_offset
 from pipeline.profile import Profile
@@ -30,8 +31,7 @@ from pipeline.records import Committed, Partition
 from pipeline.registry import Registry, base_weights
 from pipeline.resident import ResidentRows
 from pipeline.servers import create_topics, free_port
-from pipeline.settings import Engine, Kafka, Redis, Settings
-from pipeline.settings import Registry as RegistrySettings
+from pipeline.settings import EngineSettings, RegistrySettings, Settings
 from pipeline.sources.base import CommittedOffset
 from pipeline.state.base import HEADER
 from pipeline.state.codec import encode_many
@@ -72,7 +72,7 @@ def test_a_budget_that_ordinary_observations_use_up_is_a_warning(
         assert text.count('alarm_budget "1 per week" allows an alarm for every 7 observations') == said
 
 
-def test_wrong_settings_are_a_problem_with_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_settings_are_a_problem_with_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A script that runs the check before a roll-out stops at 1, and the person reads every complaint."""
     settings = tmp_path / "tidewatch.toml"
     settings.write_text('[kafka]\ngroup = ""\ncolour = "red"\n')
@@ -351,7 +351,7 @@ def test_what_is_needed_and_not_there_is_a_problem() -> None:
 
 def test_estimates_are_of_this_machine_and_grow_with_the_streams(tmp_path: Path) -> None:
     """Twice the streams take twice the memory in Redis and come half as often; a worker holds no more than it may."""
-    settings = make_settings(tmp_path, engine=Engine(max_resident_streams=2000))
+    settings = make_settings(tmp_path, engine=EngineSettings(max_resident_streams=2000))
     one, two = (need_of("sensor", make_profile(), streams, settings, "cpu", 1) for streams in (20_000, 40_000))
     assert two.redis_bytes == 2 * one.redis_bytes
     assert two.worker_bytes == one.worker_bytes
@@ -364,9 +364,9 @@ def test_estimates_are_of_this_machine_and_grow_with_the_streams(tmp_path: Path)
 def test_estimated_table_is_the_one_that_is_allocated(streams: int, most: int) -> None:
     """Memory of a worker is its tables, which grow by doubling."""
     scorer = Scorer(base_weights("gru32"), make_profile(light=True).fold(), "cpu")
-    rows = ResidentRows(scorer, "v", most, "cpu")
-    assert rows.make_room(streams)
-    assert rows.rows.capacity == table_slots(streams, most)
+    table = ResidentRows(scorer, "v", most, "cpu")
+    assert table.make_room(streams)
+    assert table.rows.capacity == table_slots(streams, most)
 
 
 def test_streams_are_named_together_or_by_profile(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import os
+import re
 import select
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from models.pretrained import builtin
 from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.errors import ConfigurationError
 from pipeline.evaluate.compare import Raised, differences
-from pipeline.evaluate.controls import CONTROLS, SERVED, gaussian_scores, predictor_of, random_tracks, river_track
+from pipeline.evaluate.contenders import BASELINES, SERVED, gaussian_scores, predictor_of, random_tracks, river_track
 from pipeline.evaluate.fold import fold, groups_of
 from pipeline.evaluate.generated import plant_entries, plant_series
 from pipeline.evaluate.judge import ANOMALOUS, AtBudget, Attribution, Clean, Ranking, judge, replay_budgets
@@ -177,7 +178,7 @@ def test_rows_without_any_value_rank_as_no_evidence(tmp_path):
 
 def test_naive_expects_the_last_value(folder):
     """The zero control is what its name says."""
-    naive = next(contender for contender in CONTROLS if contender.name == "naive")
+    naive = next(contender for contender in BASELINES if contender.name == "naive")
     item, track = tracks_of(folder, naive)["ucr/one"]
     np.testing.assert_allclose(track.expected[200:400, 0], item.stream.values[199:399, 0], rtol=1e-3)
 
@@ -279,7 +280,7 @@ def test_two_processes_give_the_figures_of_one(folder):
 @pytest.fixture(scope="module")
 def evaluation(folder):
     """Two weights, the shipped ones twice, beside naive and random."""
-    contenders = (SERVED, *(contender for contender in CONTROLS if contender.name in ("naive", "random")))
+    contenders = (SERVED, *(contender for contender in BASELINES if contender.name in ("naive", "random")))
     runs = {"served": [[], []], "naive": [[]], "random": [[]]}
     for task in tasks_of(folder, read_entries(folder), contenders, [KNOBS, KNOBS]):
         runs[task.contender.name][task.run].extend(perform(task))
@@ -331,7 +332,7 @@ def with_alarms(result, *, found=1, false=0, delay=3, clean=1, vus_pr=0.5):
 
 def lost(evaluation, served, **controls):
     """The control that stands for each figure in which one is better; the first series of ucr, one run each."""
-    contenders = (SERVED, *(contender for contender in CONTROLS if contender.name in controls))
+    contenders = (SERVED, *(contender for contender in BASELINES if contender.name in controls))
     made = Evaluation({}, contenders, {"served": [served], **{name: [own] for name, own in controls.items()}})
     return {row[0]: row[2] for row in lost_table(made).rows}
 
@@ -446,9 +447,10 @@ def test_command_writes_what_it_is_asked_for(folder, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["evaluate", str(folder), "--only", "ucr", "--controls", "naive", "--processes", "1", "--no-pictures"]
     assert main([*words, "--json", str(out / "all.json"), "--markdown", str(out / "results.md")]) == 0
-    assert json.loads((out / "all.json").read_text())["controls"]["naive"]["ucr_hits"] is not None
-    assert "ucr" in (out / "results.md").read_text()
-    assert "ucr_hits" in capsys.readouterr().out
+    written = json.loads((out / "all.json").read_text())
+    assert (written["ucr_hits"], written["controls"]["naive"]["ucr_hits"]) == (2, 2)
+    assert "| ucr_hits | 2 | 2 |" in (out / "results.md").read_text()
+    assert re.search(r"ucr_hits\W+2\W+2\W", capsys.readouterr().out)
 
 
 def test_series_without_labels_are_named_and_not_counted(tmp_path, capsys):

@@ -16,8 +16,8 @@ from pipeline.engine import Engine
 from pipeline.errors import ConfigurationError
 from pipeline.explanation import Explanation, collect, sentence, with_recorded_versions
 from pipeline.offline import RECORDING, Offline, in_rounds
-from pipeline.plots import _draw_observed
-from pipeline.records import BESIDE_OTHERS, EVENTS, OPENED, VERDICTS, Committed, Partition, StoredRecord
+from pipeline.plots import draw_observed
+from pipeline.records import BESIDE_OTHERS, EVENTS, NORMAL, OPENED, Committed, Partition, StoredRecord
 from pipeline.sinks.recording import RecordWriter
 from pipeline.sources.recording import RecordedStream
 from pipeline.wire import encode_packed
@@ -130,7 +130,7 @@ def test_silence_is_explained_too() -> None:
     found = of_shipped_weights()
     quiet = replace(found, score=np.zeros_like(found.score))
     assert sentence(quiet, SPIKE - 20).startswith("No alert (score 0")
-    some = np.flatnonzero((found.score > 0) & (found.verdict == VERDICTS.index("normal")))
+    some = np.flatnonzero((found.score > 0) & (found.verdict == NORMAL))
     at = int(some[0])
     factor = 10.0 ** float(found.threshold[at] - found.score[at])
     shown = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
@@ -170,7 +170,7 @@ def test_a_displaced_level_is_explained_by_the_usual_one() -> None:
     assert told is not None
     assert abs(float(told[1]) - 20.0) < 0.5
     axis = Figure().subplots()
-    _draw_observed(axis, found.part(at - 100, at + 10), 0, [])
+    draw_observed(axis, found.part(at - 100, at + 10), 0, [])
     [usual] = [line for line in axis.lines if line.get_label() == "usual level"]
     low, high = axis.get_ylim()
     assert low < min(usual.get_ydata()) < max(usual.get_ydata()) < high
@@ -190,7 +190,7 @@ def test_a_coupled_feature_that_went_astray_is_explained_by_what_the_others_ask_
     assert told is not None
     assert abs(float(values[at, 1]) - 3.0 - float(told[1])) < 1.0
     axis = Figure().subplots()
-    _draw_observed(axis, found.part(at - 100, at + 1), 1, [])
+    draw_observed(axis, found.part(at - 100, at + 1), 1, [])
     [drawn] = [line for line in axis.lines if line.get_label() == "what the others ask for"]
     assert drawn.get_ydata()[-1] == found.usual[at, 1]
 

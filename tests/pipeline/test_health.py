@@ -14,30 +14,21 @@ from prometheus_client import CollectorRegistry, Counter
 
 from pipeline.errors import ConfigurationError
 from pipeline.health import Health
-
-
-class Clock:
-    """Monotonic seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.builders import FakeClock
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> FakeClock:
     """A clock that stands still."""
-    return Clock()
+    return FakeClock(tick_s=0.0)
 
 
 @pytest.fixture
-def health(clock: Clock) -> Iterator[Health]:
+def health(clock: FakeClock) -> Iterator[Health]:
     """A server on a free port with one counter."""
     registry = CollectorRegistry()
     Counter("anomaly_messages", "Records.", registry=registry).inc(3)
-    with Health("127.0.0.1", 0, registry, clock=clock) as running:
+    with Health("127.0.0.1", 0, registry, clock=clock.monotonic) as running:
         yield running
 
 
@@ -84,12 +75,12 @@ def test_waiting_is_alive(health: Health) -> None:
     assert ask(health, "/healthz")[0] == 200
 
 
-def test_a_silent_loop_is_dead_and_a_beat_revives_it(health: Health, clock: Clock) -> None:
+def test_a_silent_loop_is_dead_and_a_beat_revives_it(health: Health, clock: FakeClock) -> None:
     """A stuck loop is restarted by whoever watches; one that goes on is not."""
     health.set_ready(True, "serving")
-    clock.now_s += 60
+    clock.advance(60)
     assert ask(health, "/healthz")[0] == 200
-    clock.now_s += 1
+    clock.advance(1)
     status, _, body = ask(health, "/healthz")
     assert status == 503
     assert "61 s" in json.loads(body)["reason"]
@@ -98,10 +89,10 @@ def test_a_silent_loop_is_dead_and_a_beat_revives_it(health: Health, clock: Cloc
     assert ask(health, "/healthz")[0] == 200
 
 
-def test_waiting_to_connect_is_a_sign_of_life(health: Health, clock: Clock) -> None:
+def test_waiting_to_connect_is_a_sign_of_life(health: Health, clock: FakeClock) -> None:
     """Start-up may wait for servers for hours; each try is reported, and that is enough."""
     for _ in range(5):
-        clock.now_s += 59
+        clock.advance(59)
         health.set_ready(False, "waiting to connect")
     assert ask(health, "/healthz")[0] == 200
 

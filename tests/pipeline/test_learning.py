@@ -18,23 +18,21 @@ from models.config import PredictorConfig
 from models.learner import Learned, UpdateReport
 from models.pretrained import Weights
 from models.training import Lessons
-from pipeline.errors import BrokerAway, CannotLearnError, ConfigurationError
+from models.trial import Trial, TrialResult
+from pipeline.errors import BrokerAway, CannotLearnError, ConfigurationError, RegistryAway
 from pipeline.learner_command import build_courses
-from pipeline.learning.course import OUTCOMES, Course, CourseStatus
+from pipeline.learning.course import OUTCOMES, Course, CourseStatus, Phase
 from pipeline.learning.cutting import Cutter, Stretch
 from pipeline.learning.follow import Following
-from pipeline.learning.gate import ANOMALOUS, CLOSED, IMPUTED, NORMAL, WARMING_UP, Gate
+from pipeline.learning.gate import Gate, Reason
 from pipeline.learning.learner import Learner
 from pipeline.learning.metrics import LearnerMetrics
 from pipeline.learning.reservoir import Reservoir
-from pipeline.learning.trial import Trial, Verdict
 from pipeline.partition import to_offset
 from pipeline.profile import Profile
 from pipeline.records import CONTROL_FORGET, Committed, Partition, Scores, Windows
 from pipeline.registry import Decision, Registry
-from pipeline.settings import Engine, Settings
-from pipeline.settings import Learner as Rules
-from pipeline.settings import Registry as Place
+from pipeline.settings import EngineSettings, LearnerSettings, RegistrySettings, Settings
 from pipeline.topics.kafka import Cluster
 from pipeline.versions_in_use import versions_in_use
 from tests.builders import START_MS, FakeClock, make_profile, tiny_weights
@@ -62,7 +60,7 @@ class Judged:
 
     def say(
         self, level: float = 0.0, spread: float = 1.0, loss: float = QUIET_LOSS, stretches: int = 1, **what: Any
-    ) -> list[str]:
+    ) -> list[Reason]:
         """Judge stretches of this kind."""
         found = []
         for _ in range(stretches):
@@ -80,47 +78,47 @@ class Judged:
 def stream() -> Judged:
     """A stream that is known."""
     judged = Judged()
-    assert judged.say(stretches=20) == [NORMAL] * 20
+    assert judged.say(stretches=20) == [Reason.NORMAL] * 20
     return judged
 
 
 def test_only_normal_stretches_teach(stream: Judged) -> None:
     """What was anomalous, imputed or not yet judged is named, and left out."""
-    assert stream.say(imputed=0.5) == [IMPUTED]
-    assert stream.say(warming_up=3) == [WARMING_UP]
-    assert stream.say(anomalous=1) == [ANOMALOUS]
+    assert stream.say(imputed=0.5) == [Reason.IMPUTED]
+    assert stream.say(warming_up=3) == [Reason.WARMING_UP]
+    assert stream.say(anomalous=1) == [Reason.ANOMALOUS]
 
 
 def test_a_short_surprise_closes_a_stream_for_as_long_as_it_is_unlike_itself(stream: Judged) -> None:
     """The stretch after an alarm teaches again, if it looks like before."""
-    assert stream.say(level=30, anomalous=2) == [ANOMALOUS]
-    assert stream.say() == [NORMAL]
+    assert stream.say(level=30, anomalous=2) == [Reason.ANOMALOUS]
+    assert stream.say() == [Reason.NORMAL]
 
 
 @pytest.mark.parametrize("fault", [{"level": 9.0}, {"spread": 0.02}, {"spread": 6.0}, {"loss": 3.0}])
 def test_a_fault_of_a_day_is_never_learned(stream: Judged, fault: dict[str, float]) -> None:
     """The fold gets used to a fault within hours and alarms no more; the learner must not take that for health."""
-    assert stream.say(**fault, anomalous=3) == [ANOMALOUS]
+    assert stream.say(**fault, anomalous=3) == [Reason.ANOMALOUS]
     a_day = round(DAY_MS / STRETCH_MS)
-    assert stream.say(**fault, stretches=a_day) == [CLOSED] * a_day
-    assert stream.say() == [NORMAL]
+    assert stream.say(**fault, stretches=a_day) == [Reason.CLOSED] * a_day
+    assert stream.say() == [Reason.NORMAL]
 
 
 def test_a_creeping_fault_without_an_alarm_closes_too(stream: Judged) -> None:
     """Missed faults must not be learned either."""
-    assert stream.say(level=6.0) == [CLOSED]
+    assert stream.say(level=6.0) == [Reason.CLOSED]
 
 
 def test_a_dead_sensor_does_not_keep_the_others_from_being_watched() -> None:
     """It has no level to be known by; a fault of the nine beside it must be seen all the same."""
     stream = Judged(features=10)
     stream.dead = [3]
-    assert stream.say(stretches=20) == [NORMAL] * 20
+    assert stream.say(stretches=20) == [Reason.NORMAL] * 20
     kept = json.loads(json.dumps(stream.gate.memory()))
     stream.gate = Gate(1.5 * 86_400, 0.1)
     stream.gate.restore(kept, 10, 4)
-    assert stream.say(level=9.0, stretches=2) == [CLOSED] * 2
-    assert stream.say() == [NORMAL]
+    assert stream.say(level=9.0, stretches=2) == [Reason.CLOSED] * 2
+    assert stream.say() == [Reason.NORMAL]
 
 
 def test_a_sensor_that_is_repaired_is_no_fault_and_is_known_by_what_it_says_from_then_on() -> None:
@@ -129,48 +127,59 @@ def test_a_sensor_that_is_repaired_is_no_fault_and_is_known_by_what_it_says_from
     stream.dead = [3]
     stream.say(stretches=20)
     stream.dead = [5]
-    assert stream.say(stretches=10) == [NORMAL] * 10
+    assert stream.say(stretches=10) == [Reason.NORMAL] * 10
     for alive in (3, 5):
         stream.dead = [each for each in range(10) if each != alive]
-        assert stream.say(level=9.0, imputed=0.0) == [CLOSED]
-        assert stream.say(imputed=0.0) == [NORMAL]
+        assert stream.say(level=9.0, imputed=0.0) == [Reason.CLOSED]
+        assert stream.say(imputed=0.0) == [Reason.NORMAL]
 
 
 @pytest.mark.parametrize("change", [{"level": 9.0}, {"spread": 6.0}, {"loss": 3.0}])
 def test_a_lasting_change_is_learned_in_the_end(stream: Judged, change: dict[str, float]) -> None:
     """Learning never locks itself out after a shift that stays."""
     found = stream.say(**change, stretches=30)
-    first = found.index(NORMAL)
+    first = found.index(Reason.NORMAL)
     assert 1.5 * DAY_MS <= (first + 1) * STRETCH_MS <= 2.2 * DAY_MS
-    assert set(found[first:]) == {NORMAL}
-    assert stream.gate.reopened["lasting"] == 1
+    assert set(found[first:]) == {Reason.NORMAL}
+    (((*_, (known, *_)), *_),) = stream.gate.memory().values()
+    assert known == [len(found) - first], "known by what it says since, and by nothing before"
 
 
 def test_a_change_that_no_detector_confirms_is_learned_at_twice_the_time(stream: Judged) -> None:
     """A stream that is only a little strange, and alarms now and then, must not stay out for ever."""
+    found = [reason for _ in range(20) for reason in (*stream.say(anomalous=1), *stream.say(level=4.0))]
+    first = found.index(Reason.NORMAL)
+    assert 2 * 1.5 * DAY_MS <= (first + 1) * STRETCH_MS <= 3.5 * DAY_MS
+    assert set(found[first::2]) == {Reason.NORMAL}, "all that do not alarm"
+
+
+def test_a_small_change_after_one_alarm_is_learned_and_stays_learned(stream: Judged) -> None:
+    """The stream must not be closed again by what it has become."""
     stream.say(level=3.5, anomalous=1)
     found = stream.say(level=3.5, stretches=40)
-    assert NORMAL in found
+    first = found.index(Reason.NORMAL)
+    assert 1.5 * DAY_MS <= (first + 2) * STRETCH_MS <= 2.2 * DAY_MS
+    assert set(found[first:]) == {Reason.NORMAL}
 
 
 def test_a_slow_drift_keeps_teaching(stream: Judged) -> None:
     """What moves slowly is not a fault: the weights should follow it."""
-    assert {stream.say(level=0.05 * k)[0] for k in range(100)} == {NORMAL}
+    assert {stream.say(level=0.05 * k)[0] for k in range(100)} == {Reason.NORMAL}
 
 
 def test_a_restart_in_the_middle_of_a_fault_does_not_take_the_fault_for_health(stream: Judged) -> None:
     """A learner that starts has seen nothing but the fault: what it knew before must outlive it."""
-    assert stream.say(level=9.0, anomalous=3) == [ANOMALOUS]
-    assert stream.say(level=9.0) == [CLOSED]
+    assert stream.say(level=9.0, anomalous=3) == [Reason.ANOMALOUS]
+    assert stream.say(level=9.0) == [Reason.CLOSED]
     kept = json.loads(json.dumps(stream.gate.memory()))
     stream.gate = Gate(1.5 * 86_400, 0.1)
     stream.gate.restore(kept, 1, 1)
     stream.gate.doubt_losses()
     stream.number -= 4
-    assert stream.say(stretches=2) == [NORMAL] * 2, "read again: from before the fault"
-    assert stream.say(level=9.0, stretches=2) == [CLOSED] * 2, "read again: the fault"
-    assert stream.say(level=9.0, stretches=2) == [CLOSED] * 2
-    assert stream.say() == [NORMAL], "over"
+    assert stream.say(stretches=2) == [Reason.NORMAL] * 2, "read again: from before the fault"
+    assert stream.say(level=9.0, stretches=2) == [Reason.CLOSED] * 2, "read again: the fault"
+    assert stream.say(level=9.0, stretches=2) == [Reason.CLOSED] * 2
+    assert stream.say() == [Reason.NORMAL], "over"
 
 
 def test_a_lasting_change_is_learned_though_the_learner_restarts_again_and_again(stream: Judged) -> None:
@@ -181,8 +190,8 @@ def test_a_lasting_change_is_learned_though_the_learner_restarts_again_and_again
         kept = json.loads(json.dumps(stream.gate.memory()))
         stream.gate = Gate(1.5 * 86_400, 0.1)
         stream.gate.restore(kept, 1, 1)
-    assert NORMAL in found
-    assert 1.5 * DAY_MS <= (found.index(NORMAL) + 1) * STRETCH_MS <= 3.5 * DAY_MS
+    assert Reason.NORMAL in found
+    assert 1.5 * DAY_MS <= (found.index(Reason.NORMAL) + 1) * STRETCH_MS <= 3.5 * DAY_MS
 
 
 @pytest.mark.parametrize(
@@ -198,7 +207,7 @@ def test_memory_with_one_count_for_all_features_is_known_again(stream: Judged) -
     """Learners have kept that; an upgrade in the midst of a fault must not end the learner, nor teach it the fault."""
     ((past, *rest),) = stream.gate.memory().values()
     stream.gate.restore({"s": [[[count[0], *moments] for count, *moments in past], *rest]}, 1, 1)
-    assert stream.say(level=9.0) == [CLOSED]
+    assert stream.say(level=9.0) == [Reason.CLOSED]
 
 
 def test_of_more_streams_than_may_be_followed_those_seen_last_are_known_again(stream: Judged) -> None:
@@ -401,25 +410,25 @@ def _trial(**what: Any) -> Trial:
 
 
 @pytest.mark.parametrize(
-    ("gain", "alarms", "verdict"),
+    ("gain", "alarms", "result"),
     [
-        (0.2, 1, Verdict.BETTER),
-        (0.02, 0, Verdict.NO_BETTER),
-        (-0.2, 0, Verdict.NO_BETTER),
-        (0.2, 9, Verdict.MORE_ALARMS),
+        (0.2, 1, TrialResult.BETTER),
+        (0.02, 0, TrialResult.NO_BETTER),
+        (-0.2, 0, TrialResult.NO_BETTER),
+        (0.2, 9, TrialResult.MORE_ALARMS),
     ],
 )
 def test_a_candidate_must_predict_better_by_the_margin_and_alarm_no_more(
-    gain: float, alarms: int, verdict: Verdict
+    gain: float, alarms: int, result: TrialResult
 ) -> None:
     """Better prediction that pages people more often is not better."""
     trial, random = _trial(), np.random.default_rng(0)
-    assert trial.shadow_verdict() is Verdict.UNDECIDED
+    assert trial.shadow_result() is TrialResult.UNDECIDED
     for loss in random.normal(1.0, 0.3, 20):
         trial.compare(loss - gain + random.normal(0, 0.01), loss)
         trial.watch(3600.0, 0, 0)
     trial.watch(0.0, alarms, 1)
-    assert trial.shadow_verdict() is verdict
+    assert trial.shadow_result() is result
     assert trial.figures()["alarms_allowed"] == 2
 
 
@@ -428,7 +437,7 @@ def test_a_gain_within_the_noise_does_not_count() -> None:
     trial, random = _trial(), np.random.default_rng(0)
     for noise in random.normal(0.06, 1.0, 20):
         trial.compare(1.0, 1.0 + noise)
-    assert trial.shadow_verdict() is Verdict.NO_BETTER
+    assert trial.shadow_result() is TrialResult.NO_BETTER
 
 
 def test_probation_ends_early_where_the_loss_or_the_alarms_are_clearly_worse() -> None:
@@ -436,14 +445,14 @@ def test_probation_ends_early_where_the_loss_or_the_alarms_are_clearly_worse() -
     trial = _trial()
     for k in range(6):
         trial.compare(1.5 + 0.01 * k, 1.0)
-    assert trial.probation_verdict() is Verdict.WORSE
+    assert trial.probation_result() is TrialResult.WORSE
     loud = _trial()
     loud.watch(60.0, 3, 0)
-    assert loud.probation_verdict() is Verdict.MORE_ALARMS
+    assert loud.probation_result() is TrialResult.MORE_ALARMS
     fine = _trial()
     for _ in range(20):
         fine.compare(1.0, 1.0)
-    assert fine.probation_verdict() is Verdict.BETTER
+    assert fine.probation_result() is TrialResult.BETTER
 
 
 def test_versions_of_live_histories_are_told_apart_from_foreign_offsets() -> None:
@@ -471,7 +480,7 @@ def _quickly(
 class Family:
     """Four streams that a course follows; it learns all it may."""
 
-    rules = Rules(
+    rules = LearnerSettings(
         stretch=LENGTH, reservoir=128, batch=8, rate=1e-2, candidate_updates=24, shadow_stretches=12,
         probation_stretches=24, margin=0.05, keep_versions=1,
     )  # fmt: skip
@@ -575,7 +584,7 @@ def test_a_restarted_learner_still_knows_what_its_streams_were(tmp_path: Path) -
     family.course = family.begun()
     family.live("waves", 4, faulty=[2])
     status = family.course.status()
-    assert status.judged["warming up"] == 4 * 4, "rows begin anew"
+    assert status.judged[Reason.WARMING_UP] == 4 * 4, "rows begin anew"
     family.live("waves", 1, faulty=[2])
     assert family.course.status().stretches == 3
     assert family.course.status().closed == 1
@@ -590,7 +599,7 @@ def test_streams_come_and_go_beyond_the_limit(tmp_path: Path) -> None:
         family.live("waves", 2, names=[f"generation-{number}-{k}" for k in range(4)])
         assert family.course.status().streams == 4
         family.at += 8 * 144
-    assert family.course.status().judged["warming up"] == 3 * 2 * 4
+    assert family.course.status().judged[Reason.WARMING_UP] == 3 * 2 * 4
 
 
 def test_streams_of_one_name_in_two_partitions_do_not_end_the_learner(tmp_path: Path) -> None:
@@ -601,11 +610,11 @@ def test_streams_of_one_name_in_two_partitions_do_not_end_the_learner(tmp_path: 
     for _ in range(14):
         family.live("waves", 1)
         family.course.absorb(ELSEWHERE, _windows(["s0"], np.full((1, LENGTH, 1), 50.0), family.at - LENGTH))
-    assert family.course.kept().keys() == {"s0", "s1", "s2", "s3"}
-    assert family.course.status().judged == {"warming up": 4 * 4, "normal": 4 * 10}, "as if it had not come"
+    assert family.course.teaching.reservoir.strata().keys() == {"s0", "s1", "s2", "s3"}
+    assert family.course.status().judged == {Reason.WARMING_UP: 4 * 4, Reason.NORMAL: 4 * 10}, "as if it had not come"
     family.at += 8 * 144  # longer than idle_reset_s
     family.course.absorb(ELSEWHERE, _windows(["s0"], np.zeros((1, LENGTH, 1)), family.at))
-    assert family.course.status().judged["warming up"] == 4 * 4 + 1, "it moved, and began anew"
+    assert family.course.status().judged[Reason.WARMING_UP] == 4 * 4 + 1, "it moved, and began anew"
 
 
 def test_what_is_known_of_streams_does_not_grow_with_every_restart(tmp_path: Path) -> None:
@@ -645,7 +654,9 @@ def test_profiles_that_cannot_learn_keep_nobody_from_learning(tmp_path: Path) ->
         name: make_profile(topics=[name], predictor=str(tmp_path / name), light=True) for name in ("naive", "tiny")
     }
     cluster = Cluster("127.0.0.1:1")
-    settings = Settings(registry=Place(folder=tmp_path / "registry"), engine=Engine(device="cpu"), profiles=profiles)
+    settings = Settings(
+        registry=RegistrySettings(folder=tmp_path / "registry"), engine=EngineSettings(device="cpu"), profiles=profiles
+    )
     assert set(build_courses(settings, cluster)) == {"tiny"}
     none = settings.model_copy(update={"profiles": {"naive": profiles["naive"]}})
     with pytest.raises(ConfigurationError, match="none of the profiles"):
@@ -686,12 +697,12 @@ def test_a_version_of_other_settings_is_followed_and_said_once(tmp_path: Path) -
     """A worker with another alarm budget decides what is in force: the learner must neither undo it nor talk on."""
     family = Family(tmp_path)
     family.live("waves", 6)
-    kept = sum(family.course.kept().values())
+    kept = family.course.status().reservoir
     daily = family.profile.model_copy(update={"alarm_budget": "1 per day"}).fold()
     version = family.registry.ensure("p", str(tmp_path / "base"), daily)
     assert version != family.first
     family.live("waves", 1)
-    assert sum(family.course.kept().values()) > kept, "it goes on with what it has"
+    assert family.course.status().reservoir > kept, "it goes on with what it has"
     for _ in range(5):
         family.course.decide()
     (told,) = [each for each in family.registry.history("p") if each.event == "followed"]
@@ -728,6 +739,24 @@ def test_a_version_of_another_kind_is_learned_from_anew(tmp_path: Path, change: 
         assert status.updates > updates
 
 
+def test_a_served_version_that_cannot_be_read_for_a_moment_is_taken_over_later(tmp_path: Path) -> None:
+    """A hiccup of the registry's volume in the second after a promotion must not part the learner from what serves."""
+    family = Family(tmp_path)
+    family.live("waves", 2)
+    second = family.registry.publish("p", tiny_weights(5), family.profile.fold())
+    family.registry.serve("p", second)
+    weights, aside = tmp_path / "registry" / "p" / "versions" / second / "weights.safetensors", tmp_path / "aside"
+    weights.rename(aside)
+    weights.mkdir()  # there, and not to be read
+    with pytest.raises(RegistryAway):
+        family.course.decide()
+    weights.rmdir()
+    aside.rename(weights)
+    family.course.decide()
+    assert family.course.status().version == second
+    assert family.events() == ["followed"]
+
+
 def test_a_version_that_cannot_learn_lets_the_learner_rest_until_another_serves(tmp_path: Path) -> None:
     """Promoted by hand, it must not keep other profiles from learning, nor be complained of every second."""
     family = Family(tmp_path)
@@ -738,11 +767,11 @@ def test_a_version_that_cannot_learn_lets_the_learner_rest_until_another_serves(
     assert family.events() == ["resting"]
     assert "nothing to learn" in family.registry.history("p")[0].reason
     status = family.course.status()
-    assert (status.phase, family.course.wants_to_study()) == ("resting", False)
+    assert (status.phase, family.course.wants_to_study()) == (Phase.RESTING, False)
     family.registry.serve("p", family.first)
     family.live("waves", 2)
     assert family.events() == ["resting", "followed"]
-    assert family.course.status().phase == "learning"
+    assert family.course.status().phase is Phase.LEARNING
     assert family.course.status().stretches > status.stretches
 
 
@@ -756,7 +785,7 @@ def test_a_probation_outlives_a_restart_whatever_was_noted_since(tmp_path: Path)
     family.registry.note("p", replace(_decision(), version=bad, parent=family.first))
     family.registry.note("p", replace(_decision(), event="drift", version=bad))
     family.registry.serve("p", bad)
-    assert family.begun().status().phase == "probation"
+    assert family.begun().status().phase is Phase.PROBATION
 
 
 def test_settings_of_the_learner_do_not_change_what_is_served(tmp_path: Path) -> None:
@@ -768,7 +797,9 @@ def test_settings_of_the_learner_do_not_change_what_is_served(tmp_path: Path) ->
     version = registry.ensure("p", str(tmp_path / "tiny"), daily.fold())
     weekly = profile.model_copy(update={"alarm_budget": "1 per week"})
     settings = Settings(
-        registry=Place(folder=tmp_path / "registry"), engine=Engine(device="cpu"), profiles={"p": weekly}
+        registry=RegistrySettings(folder=tmp_path / "registry"),
+        engine=EngineSettings(device="cpu"),
+        profiles={"p": weekly},
     )
     assert build_courses(settings, Cluster("127.0.0.1:1"))["p"].status().version == version
     assert registry.current("p") == version
@@ -778,7 +809,7 @@ def test_ends_of_trials_are_counted_from_zero() -> None:
     """An alert on a rollback needs the counter before the first one."""
     metrics = LearnerMetrics(CollectorRegistry())
     decided = dict.fromkeys(OUTCOMES, 0)
-    status = CourseStatus(0, 0, 0, 0, 0, {}, decided, 0.0, 0.0, 0.0, "learning", False, 0.0, "v")
+    status = CourseStatus(0, 0, 0, 0, 0, {}, decided, 0.0, 0.0, 0.0, Phase.LEARNING, False, 0.0, "v")
 
     def rollbacks() -> float | None:
         where = {"profile": "p", "event": "rolled_back"}

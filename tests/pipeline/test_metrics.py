@@ -6,22 +6,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 
+from pipeline.errors import TransientError
 from pipeline.metrics import REASON_CLASSES, Metrics, reason_class
 from pipeline.profile import Profile
-from pipeline.records import Alert, DeadLetter, Partition, StepStats, StoredRecord, WorkerStatus
+from pipeline.records import DeadLetter, Partition, StepStats, StoredRecord, WorkerStatus
 from pipeline.settings import Limits
 from pipeline.wire import decode_many
+from tests.alerts import make_alert
 
 PLACE = Partition("sensor-windows", 0)
-
-
-def make_alert(event: str = "opened", severity: str = "warning", stream_id: str = "pump-1") -> Alert:
-    """An alert of the profile ``sensor``."""
-    return Alert(
-        alert_id="a1", event=event, profile="sensor", stream_id=stream_id, group=None, partition=PLACE, offset=1,
-        index=0, time_ms=1, onset_offset=1, onset_ms=1, score=6.0, peak_score=6.0, threshold=5.0, severity=severity,
-        verdict="anomalous", signal="level", direction="above", features=(), imputed_share=0.0, model_version="v",
-    )  # fmt: skip
 
 
 def make_status(**changed: object) -> WorkerStatus:
@@ -74,7 +67,9 @@ def test_counts_add_up_over_steps(seen: Seen) -> None:
 
 def test_alerts_are_counted_by_profile_severity_and_event(seen: Seen) -> None:
     """A dashboard tells opened from resolved, and warnings from critical ones."""
-    seen.metrics.observe(StepStats(alerts=[make_alert(), make_alert(), make_alert("resolved", "critical")]))
+    seen.metrics.observe(
+        StepStats(alerts=[make_alert(), make_alert(), make_alert(event="resolved", severity="critical")])
+    )
     assert seen.value("alerts_total", profile="sensor", severity="warning", event="opened") == 2
     assert seen.value("alerts_total", profile="sensor", severity="critical", event="resolved") == 1
 
@@ -119,6 +114,13 @@ def test_waiting_is_visible_until_it_ends(seen: Seen) -> None:
     seen.metrics.show(make_status())
     assert seen.value("up") == 1
     assert seen.value("waiting_for", server="redis") == 0
+
+
+@pytest.mark.parametrize("kind", TransientError.__subclasses__())
+def test_every_server_that_can_be_away_is_shown(seen: Seen, kind: type[TransientError]) -> None:
+    """A worker that waits for something without a label would look as if it waited for nothing."""
+    seen.metrics.show(make_status(waiting_for=kind.server))
+    assert seen.value("waiting_for", server=kind.server) == 1
 
 
 def test_gauges_follow_the_worker(seen: Seen) -> None:
@@ -169,7 +171,6 @@ def test_own_registry_shows_the_process() -> None:
 
 
 TIME_MS = 1_767_225_600_000
-GOOD_VALUES = '"values": [[1.0]]'
 
 
 @pytest.mark.parametrize(

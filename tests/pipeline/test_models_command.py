@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.config import PredictorConfig
+from models.config import FoldConfig, PredictorConfig
 from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
 from models.row import RowLayout
 from pipeline import __version__
@@ -486,4 +486,4 @@ def test_an_exported_folder_holds_its_settings(registry: Registry, tmp_path: Pat
     first = registry.versions("p")[0]
     registry.export("p", first, tmp_path / "out")
     assert Weights.load(tmp_path / "out").fingerprint() == tiny_weights(0).fingerprint()
-    assert (tmp_path / "out" / FOLD_FILE).exists()
+    assert FoldConfig.from_json((tmp_path / "out" / FOLD_FILE).read_text()) == FOLD

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from pipeline.connections import Notify
+from pipeline.epoch import iso_time
 from pipeline.errors import ConfigurationError
 from pipeline.notify.alertmanager import encode
 from pipeline.notify.choice import Choice
@@ -16,31 +18,12 @@ from pipeline.notify.metrics import NotifyMetrics
 from pipeline.notify.notifier import Notifier
 from pipeline.notify_command import build_receiver
 from pipeline.records import Alert, Partition, StoredRecord
-from pipeline.settings import Notify
-from pipeline.wire import encode_alert, iso_time
+from pipeline.wire import encode_alert
 from tests.alerts import make_alert
+from tests.builders import FakeClock
 from tests.hook import Hook
 
 PLACE = Partition("alerts", 0)
-
-
-class Clock:
-    """Time that passes only while somebody waits."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def monotonic(self) -> float:
-        """Seconds."""
-        return self.now_s
-
-    def wall_ms(self) -> int:
-        """Milliseconds since the epoch."""
-        return 1_700_000_100_000 + int(self.now_s * 1000)
-
-    def wait(self, seconds: float) -> None:
-        """Let them pass."""
-        self.now_s += seconds
 
 
 class Rig:
@@ -48,18 +31,18 @@ class Rig:
 
     def __init__(self, url: str, **settings: Any) -> None:
         notify = Notify(url=url, **settings)
-        self.clock, self.committed, self.is_ending = Clock(), dict[Partition, int](), False
+        self.clock, self.committed, self.is_ending = FakeClock(0.0, tick_s=0.0), dict[Partition, int](), False
         self.commit_s, self.beats = 0.0, 0
         self.registry = CollectorRegistry()
         self.notifier = Notifier(
             *(notify, build_receiver(notify), Choice(notify.events, notify.min_severity), self),
-            *(NotifyMetrics(self.registry), self.clock, self.beat, self.clock.wait, lambda: self.is_ending),
+            *(NotifyMetrics(self.registry), self.clock, self.beat, self.clock.advance, lambda: self.is_ending),
         )
 
     def commit(self, partition: Partition, next_offset: int) -> None:
         """Take a note, which takes ``commit_s``."""
         self.committed[partition] = next_offset
-        self.clock.wait(self.commit_s)
+        self.clock.advance(self.commit_s)
 
     def beat(self) -> None:
         """Count a sign of life."""
@@ -95,7 +78,7 @@ class EndingRig(Rig):
 def test_an_alert_is_told_once_it_is_bad_enough_and_then_to_its_end(
     events: tuple[str, ...], least: str, told: list[str]
 ) -> None:
-    """Whoever is told must hear that a warning has become critical, and that it is over, whatever they asked for first."""
+    """Whoever is told must hear that a warning has become critical, and that it is over, whatever they asked for."""
     choice = Choice(events, least)
     life = [
         make_alert(),
@@ -234,7 +217,7 @@ def test_alertmanager_hears_of_open_alerts_again_and_again() -> None:
         rig.take(make_alert(), make_alert(alert_id="b"), make_alert(alert_id="b", event="resolved", offset=7))
         rig.notifier.resend()
         rig.notifier.resend()
-        rig.clock.wait(61)
+        rig.clock.advance(61)
         rig.notifier.resend()
         posts = [json.loads(post.body) for post in hook.posts]
         assert {post.path for post in hook.posts} == {"/api/v2/alerts"}

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from models import tail
 from models.step import Scorer
 from pipeline.errors import ConfigurationError
 from pipeline.offline import RECORDING, Offline, in_rounds
-from pipeline.records import VERDICTS, Alert
+from pipeline.records import ANOMALOUS, MISSING, NORMAL, OPENED, RESOLVED, VERDICTS, WARMING_UP, Alert
 from pipeline.sources.recording import RecordedStream
 from tests.builders import INTERVAL_MS, START_MS, World, make_profile, make_series, tiny_weights
 
@@ -158,3 +159,10 @@ def test_a_gap_ends_a_stream_by_the_version_not_by_the_profile() -> None:
         verdicts[idle_reset_s] = {VERDICTS[number] for scores in absorbed.scores for number in scores.verdict[200:]}
     assert "warming_up" not in verdicts[profile.idle_reset_s]
     assert verdicts[3600.0] == {"warming_up"}
+
+
+def test_verdicts_are_numbered_as_the_fold_numbers_them() -> None:
+    """Their numbers pass from tensors to the scores topic as they are; only there do they get names."""
+    assert VERDICTS == ("normal", "anomalous", "warming_up", "missing")
+    assert (NORMAL, ANOMALOUS, WARMING_UP, MISSING) == (tail.NORMAL, tail.ANOMALOUS, tail.WARMING_UP, tail.MISSING)
+    assert (OPENED, RESOLVED) == (tail.OPENED, tail.RESOLVED)

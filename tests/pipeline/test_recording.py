@@ -14,19 +14,21 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.errors import ConfigurationError
+from pipeline.memory import MemoryBroker
 from pipeline.profile import Profile
 from pipeline.records import Partition, StoredRecord
 from pipeline.replay.inputs import Chosen, doubts_of, group_by_profile, load_streams
 from pipeline.settings import Limits
-from pipeline.sinks.recording import RecordingSink, RecordWriter
-from pipeline.sources.base import CommittedOffset, GroupNote
+from pipeline.sinks.memory import MemorySink
+from pipeline.sinks.recording import RecordWriter
+from pipeline.sources.base import CommittedOffset
+from pipeline.sources.memory import MemorySource
 from pipeline.sources.record_file import decode_records, read_records
 from pipeline.sources.recording import RecordedStream, open_recording, windows
 from pipeline.wire import encode_control, encode_json, encode_packed
 
 NOON_MS = 1_750_000_000_000
 PARTITION = Partition("plant", 0)
-NOTE = GroupNote(generation=1, metadata=None, partitions=frozenset({PARTITION}))
 
 
 def stream(times: list[int], name: str = "press", seed: int = 0) -> RecordedStream:
@@ -467,27 +469,35 @@ def test_a_record_with_unreadable_labels_costs_a_recording_that_record_only() ->
     assert decoded.labels.tolist() == [1, 0]
 
 
-def test_recording_sink_shows_only_what_was_committed(tmp_path: Path) -> None:
-    """It stands in for a broker's transaction: all of it with the offsets, or nothing."""
-    path = tmp_path / "out.records.jsonl"
-    sink = RecordingSink(RecordWriter(path))
+def test_a_recording_of_outputs_holds_only_what_was_committed(tmp_path: Path) -> None:
+    """Of a transaction it holds all, with the offsets, or nothing: what was aborted was never said to anybody."""
+    path, broker = tmp_path / "out.records.jsonl", MemoryBroker()
+    for topic, partitions in (("plant", 1), ("alerts", 1), ("scores", 4)):
+        broker.create_topic(topic, partitions)
+    source, sink = MemorySource(broker, "workers", ["plant"]), MemorySink(broker, "worker")
+    source.poll(0.0, 1)
+    note = source.assignment()
+    assert note is not None
     sink.add("alerts", b"a", b"lost")
     sink.abort()
     sink.add("alerts", b"a", b"1")
     sink.add("scores", None, b"2", partition=3)
-    assert sink.records == {}
-    sink.commit({PARTITION: CommittedOffset(7, "meta")}, NOTE)
+    assert broker.visible("alerts") == broker.visible("scores") == []
+    sink.commit({PARTITION: CommittedOffset(7, "meta")}, note)
     sink.add("alerts", b"a", b"3")
-    sink.commit({}, NOTE)
+    sink.commit({}, note)
     sink.add("alerts", b"a", b"lost too")
     sink.rebuild()
     sink.close()
     sink.close()
-    assert [record.value for record in sink.records["alerts"]] == [b"1", b"3"]
-    assert [record.offset for record in sink.records["alerts"]] == [0, 1]
-    assert sink.offsets == {PARTITION: CommittedOffset(7, "meta")}
+    assert [record.value for record in broker.visible("alerts")] == [b"1", b"3"]
+    assert broker.committed("workers", PARTITION) == CommittedOffset(7, "meta")
+    with RecordWriter(path) as writer:
+        for place in (Partition("alerts", 0), Partition("scores", 3)):
+            for record in broker.read(place, 0):
+                writer.add(place, record)
     written = [(partition, record.value) for partition, record in read_records(path)]
-    assert written == [(Partition("alerts", 0), b"1"), (Partition("scores", 3), b"2"), (Partition("alerts", 0), b"3")]
+    assert written == [(Partition("alerts", 0), b"1"), (Partition("alerts", 0), b"3"), (Partition("scores", 3), b"2")]
 
 
 def test_columns_of_streams_and_labels_are_found_in_any_case(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from pipeline.replay.through_kafka import Message, Pacer, Run, raw_messages, ser
 from pipeline.settings import Limits, Settings
 from pipeline.sinks.recording import RecordWriter
 from pipeline.sources.recording import RecordedStream
-from pipeline.topics.base import Instant, Offset, parse_place
+from pipeline.topics.base import Instant, Offset
+from pipeline.topics.places import parse_place
 from pipeline.wire import decode_many, encode_control, encode_packed
 from tests.alerts import make_alert
 from tests.builders import INTERVAL_MS, START_MS, FakeClock, make_profile, make_series, tiny_weights

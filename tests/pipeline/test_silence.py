@@ -31,10 +31,10 @@ class Story:
         """The monotonic clock."""
         return self.now / 1000
 
-    def hear(self, stream: str = "s", late_ms: int = 0) -> Alert | None:
+    def hear(self, stream: str = "s", late_ms: int = 0, span_ms: float = 0.0) -> Alert | None:
         """A record, made ``late_ms`` before it is read."""
         self._offset += 1
-        return self.silence.hear("sensor", stream, PLACE, self._offset, self.now - late_ms, self.now_s)
+        return self.silence.hear("sensor", stream, PLACE, self._offset, self.now - late_ms, span_ms, self.now_s)
 
     def forget(self, stream: str = "s") -> Alert | None:
         """A goodbye."""
@@ -75,6 +75,18 @@ def test_a_regular_stream_that_stops_opens_one_alert_and_resolves_it_when_it_spe
     resolved = story.hear()
     assert resolved is not None
     assert (resolved.event, resolved.alert_id, resolved.time_ms) == ("resolved", opened.alert_id, story.now)
+
+
+def test_a_backlog_written_at_once_says_nothing_about_the_rhythm() -> None:
+    """Sixty windows of an hour come in a second; the next one is due in an hour, and ten of them make a silence."""
+    story = Story()
+    for _ in range(60):
+        story.now += 10
+        story.hear(span_ms=60 * MINUTE)
+    story.now += 9 * 60 * MINUTE
+    assert story.check() == []
+    story.now += 2 * 60 * MINUTE
+    assert len(story.check()) == 1
 
 
 def test_its_alert_passes_the_wire() -> None:
@@ -135,7 +147,7 @@ def test_what_was_silent_before_the_monitor_began_is_given_its_time_again() -> N
     story = Story()
     for minute in range(MIN_GAPS + 5):
         at = START - DAY + minute * MINUTE
-        story.silence.hear("sensor", "s", PLACE, minute, at, START / 1000)
+        story.silence.hear("sensor", "s", PLACE, minute, at, 0.0, START / 1000)
     assert story.check() == []
     story.now += 11 * MINUTE
     assert len(story.check()) == 1
@@ -167,11 +179,11 @@ def test_records_from_before_a_silence_do_not_end_it_after_a_restart(place: Part
     after.silence.adopt(opened)
     for number in range(1, MIN_GAPS + 2):
         at = START + number * MINUTE
-        assert after.silence.hear("sensor", "s", PLACE, number, at, after.now_s) is None
+        assert after.silence.hear("sensor", "s", PLACE, number, at, 0.0, after.now_s) is None
     assert after.check() == []
     assert list(after.silence.counts()) == [("sensor", 1, 1)]
     after.now += 5 * MINUTE
-    resolved = after.silence.hear("sensor", "s", place, MIN_GAPS + 2, after.now, after.now_s)
+    resolved = after.silence.hear("sensor", "s", place, MIN_GAPS + 2, after.now, 0.0, after.now_s)
     assert resolved is not None
     assert (resolved.event, resolved.alert_id) == ("resolved", opened.alert_id)
     after.now += DAY
@@ -185,7 +197,7 @@ def test_a_silence_of_a_topic_made_anew_ends_by_time() -> None:
     story.regular(MIN_GAPS + 1)
     story.now += 30 * MINUTE
     story.check()
-    assert story.silence.hear("sensor", "s", PLACE, 0, story.now, story.now_s) is not None
+    assert story.silence.hear("sensor", "s", PLACE, 0, story.now, 0.0, story.now_s) is not None
 
 
 def test_a_goodbye_from_before_a_silence_does_not_end_it() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pipeline.metrics import Metrics
 from pipeline.status import LAG_REFRESH_S
-from tests.builders import VERSION_A, World, make_series
+from tests.builders import INTERVAL_MS, START_MS, VERSION_A, World, make_pace, make_series
+from tests.fakes import GatedStore
 
 
 def test_lag_counts_what_is_not_committed_yet() -> None:
@@ -63,6 +64,34 @@ def test_status_names_partitions_rows_and_versions() -> None:
     assert status.rows_evicted == {"p": 0}
     assert status.model_versions == {"p": (VERSION_A,)}
     assert status.waiting_for is None
+
+
+def test_unsaved_state_ages_on_the_device_and_on_its_way() -> None:
+    """What a successor would replay is as old as the oldest row that is not saved, whoever is slow about it."""
+    store = GatedStore()
+    world = World(partitions=1, store=store, pace=make_pace(min_images_per_commit=0, save_interval_s=1e6))
+    for stream in ("a", "b", "c"):
+        world.produce(stream, make_series(0, 8))
+    worker = world.worker()
+    store.shut()
+    world.run(worker)
+    world.clock.advance(20)
+    assert worker.status().unsaved_age_s > 20, "one row is on its way, the others have not left"
+    store.let(1000)
+    assert worker.keeper.drain(worker.partitions, 5.0)
+    assert worker.status().unsaved_age_s > 20, "the others"
+    for _ in range(2):
+        world.clock.advance(1)
+        worker.step()
+        assert worker.keeper.drain(worker.partitions, 5.0)
+    assert worker.status().unsaved_age_s == 0.0
+    world.produce("a", make_series(1, 8), start_ms=START_MS + 100 * INTERVAL_MS)
+    store.shut()
+    world.run(worker)
+    world.clock.advance(20)
+    assert worker.status().unsaved_age_s > 20, "all that there is is on its way"
+    store.let(1000)
+    worker.stop()
 
 
 def test_metrics_take_what_a_worker_reports() -> None:

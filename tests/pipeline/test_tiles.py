@@ -7,7 +7,7 @@ import pytest
 
 from models.pretrained import builtin
 from models.step import Scorer
-from pipeline.engine import MAX_CALL_ROWS, MIN_CALL_ROWS, Engine, Share, tile_streams
+from pipeline.engine import MAX_CALL_ROWS, MIN_CALL_ROWS, Engine, tile_streams
 from pipeline.profile import Profile
 from pipeline.records import Partition, Windows
 from pipeline.resident import SCRATCH
@@ -39,16 +39,11 @@ def scores(threads: int) -> tuple[bytes, bytes]:
     """Scores of all batches, and the rows they leave."""
     scorer = Scorer(builtin("gru"), PROFILE.fold())
     engine = Engine("plant", PROFILE, lambda version: scorer, 2 * STREAMS, threads=threads)
-    engine.bring_to(PARTITION, "v1")
-    rows = engine.rows("v1")
-    rows.make_room(STREAMS)
-    rows.admit_fresh(PARTITION, [f"pump-{stream}" for stream in range(STREAMS)], 0)
     found = b""
     for windows in batches():
-        rows.begin_batch()
-        (out,) = engine.absorb(rows, [Share(PARTITION, windows, 0)], 0.0).scores
+        (out,) = engine.absorb_fresh({PARTITION: windows}, "v1").scores
         found += out.score.tobytes() + out.threshold.tobytes() + out.signal.tobytes()
-    (image,) = rows.images({PARTITION: 4 * STREAMS}, None)
+    (image,) = engine.table("v1").images({PARTITION: 4 * STREAMS}, None)
     return found, image.rows.numpy().tobytes()
 
 
@@ -60,7 +55,7 @@ def test_threads_change_no_bit_of_scores_and_rows() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 8])
 @pytest.mark.parametrize("features", [1, 8, 64])
 @pytest.mark.parametrize("streams", [3**power for power in range(12)])
-def test_tiles_are_even_and_of_a_good_size(streams: int, features: int, threads: int) -> None:
+def test_tiles_are_whole_blocks_neither_tiny_nor_oversized(streams: int, features: int, threads: int) -> None:
     """An oversized tile leaves the cache, a tiny one is all overhead, and only the last may need padding."""
     size = tile_streams(streams, features, threads)
     assert size % SCRATCH == 0

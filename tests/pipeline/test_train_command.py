@@ -15,11 +15,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.config import PredictorConfig
-from models.course import Plan, Series, course_of
 from models.fitting import Recipe
 from models.judging import Judgement
 from models.peers import ALONE
 from models.pretrained import MANIFEST_FILE, WEIGHTS_FILE, Weights
+from models.split import Plan, Series, split_of
 from pipeline import train_command
 from pipeline.__main__ import EXIT_CONFIGURATION, main
 from pipeline.errors import VersionError
@@ -64,8 +64,8 @@ def trained(recording, tmp_path_factory) -> Path:
     return out
 
 
-def test_a_run_leaves_all_that_was_promised(trained):
-    """Weights that load, a manifest that says how they came to be, a report with its pictures, events, a checkpoint."""
+def test_a_run_leaves_weights_manifest_pictures_events_and_a_checkpoint(trained):
+    """Whoever asks months later how the weights came to be finds it beside them."""
     weights = Weights.load(trained)
     assert weights.predictor == PredictorConfig("rnn", hidden=6)
     about = json.loads((trained / MANIFEST_FILE).read_text())["about"]
@@ -291,12 +291,12 @@ def test_a_search_gives_up_what_falls_behind():
     values = torch.sin(2 * math.pi * t / 24).unsqueeze(1) + 0.05 * torch.randn(
         LENGTH, 1, generator=torch.Generator().manual_seed(1)
     )
-    course = course_of(
+    split = split_of(
         [Series("s", 60_000 * t, values, 60.0, has_clock=False, has_week=False)], "feature", Plan(segment=120)
     )
     heard: list[Trial] = []
     recipe = Recipe(epochs=4, rate=0.1, batch=4)
-    predictor, found = search(PredictorConfig("rnn", hidden=4), recipe, course, 12, ALONE, heard.append)
+    predictor, found = search(PredictorConfig("rnn", hidden=4), recipe, split, 12, ALONE, heard.append)
     cut, ended = ([trial for trial in heard if trial.is_cut == is_cut] for is_cut in (True, False))
     assert len(cut) >= 3
     assert all(2 <= trial.epochs < 4 for trial in cut)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from models.evidence.observed import SIGNALS
-from pipeline.records import DISPLACEMENT, FeatureEvidence
+from pipeline.records import DISPLACEMENT_SIGNAL, FeatureEvidence
 from pipeline.wording import against, printable, shortened, strongest_feature, table
 from tests.alerts import make_alert
 
@@ -35,7 +35,7 @@ def test_numbers_show_where_the_observation_lies_in_its_band(
 
 def test_the_strongest_feature_is_said_with_what_it_is_measured_against() -> None:
     """A displaced level lies where forecasts expect it by now: what counts is where it used to be."""
-    assert DISPLACEMENT in SIGNALS
+    assert DISPLACEMENT_SIGNAL in SIGNALS
     assert strongest_feature(make_alert()) == "value is 9, expected 5 (4 to 6)"
     displaced = FeatureEvidence("value", 9.0, 9.1, (8.5, 9.7), 12.0, usual=5.25)
     assert strongest_feature(make_alert(signal="displacement", features=(displaced,))) == "value is 9, usually 5.25"

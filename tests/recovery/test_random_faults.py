@@ -7,8 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from pipeline.worker import Pace
-from tests.builders import GROUP, Output, World, assert_same_output, make_series
+from tests.builders import GROUP, Output, World, assert_same_output, make_pace, make_series
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +72,7 @@ def test_kills_and_rebalances_at_random_moments_change_nothing(seed: int, undist
             worker.step()
         except Died:
             world.broker.interrupt = lambda step: None
-            worker._source.expel()  # its session runs out
+            world.crash(worker)
             workers[index] = world.worker(f"w{names}" if chance.random() < 0.5 else f"w{index}")
             names += 1
         world.broker.interrupt = lambda step: None
@@ -98,7 +97,7 @@ def test_few_resident_rows_change_nothing(undisturbed: Output) -> None:
 
 def test_store_wiped_in_mid_run_is_rebuilt_from_the_log(undisturbed: Output) -> None:
     """Kafka is the truth: without any saved row the replay from the origin gives the same output (rules 10, 21)."""
-    world = _filled(pace=Pace(group=GROUP, max_poll_records=16, save_interval_s=0.5))
+    world = _filled(pace=make_pace(save_interval_s=0.5))
     worker = world.worker()
     for _ in range(40):
         worker.step()
@@ -111,7 +110,7 @@ def test_store_wiped_in_mid_run_is_rebuilt_from_the_log(undisturbed: Output) -> 
 def test_store_rolled_back_is_noticed_and_replayed(seed: int, undisturbed: Output) -> None:
     """A store that forgot acknowledged writes answers as if nothing had happened; its number tells (rule 20)."""
     chance = random.Random(seed)
-    world = _filled(max_streams=3, pace=Pace(group=GROUP, max_poll_records=16, save_interval_s=0.5))
+    world = _filled(max_streams=3, pace=make_pace(save_interval_s=0.5))
     worker = world.worker()
     for _ in range(chance.randrange(10, 60)):
         worker.step()

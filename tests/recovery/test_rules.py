@@ -8,16 +8,15 @@ from itertools import count
 import numpy as np
 import pytest
 
-from pipeline.errors import StoreAway
 from pipeline.health import Health
+from pipeline.keeper import SWEEP_POLL_S
 from pipeline.metrics import Metrics
 from pipeline.partition import HISTORY_KEPT, from_offset, to_offset, version_at, with_version
-from pipeline.records import VERDICTS, Committed, Partition
-from pipeline.saver import SaveJob
+from pipeline.records import WARMING_UP, Committed, Partition
 from pipeline.sources.base import CommittedOffset
 from pipeline.state.codec import decode_headers
 from pipeline.wire import encode_control, encode_packed
-from pipeline.worker import Pace, Worker
+from pipeline.worker import Worker
 from pipeline.worker_command import serve
 from tests.builders import (
     GROUP,
@@ -27,14 +26,16 @@ from tests.builders import (
     VERSION_B,
     World,
     assert_same_output,
+    make_pace,
     make_profile,
     make_series,
 )
+from tests.fakes import AwayStore, GatedStore
 
 pytestmark = pytest.mark.slow
 
 ONE = Partition("input", 0)
-EAGER_SAVES = Pace(group=GROUP, max_poll_records=16, save_interval_s=0.1)
+EAGER_SAVES = make_pace(save_interval_s=0.1)
 
 
 def _world(**settings: object) -> World:
@@ -56,12 +57,12 @@ def _expected(fill: object, **settings: object) -> World:
 
 def test_latest_start_is_committed_before_the_first_record() -> None:
     """A group that starts at the end and dies at once goes on from there, and skips nothing."""
-    world = _world(pace=Pace(group=GROUP, start="latest", max_poll_records=16))
+    world = _world(pace=make_pace(start="latest"))
     world.produce("old", make_series(0, 8))
     worker = world.worker()
     while world.broker.committed(GROUP, ONE) is None:
         worker.step()
-    worker._source.expel()
+    world.crash(worker)
     world.produce("new", make_series(1, 8))
     world.run(world.worker())
     assert {stream for stream, _ in world.output().scores} == {"new"}
@@ -95,7 +96,7 @@ def _swap_run(crash_after_steps: int | None, hidden: str = "carry", swap_at: int
     if crash_after_steps is not None:
         for _ in range(crash_after_steps):
             worker.step()
-        worker._source.expel()
+        world.crash(worker)
         worker = world.worker()
     world.run(worker)
     return world
@@ -123,8 +124,7 @@ def test_wiped_store_is_replayed_across_a_swap_under_the_recorded_versions() -> 
     outputs = []
     for is_wiped in (False, True):
         world = _swap_run(None)
-        for member in list(world.broker._groups[GROUP].members):
-            world.broker.expel(GROUP, member)
+        world.crash(*world.workers)
         if is_wiped:
             world.store.wipe()
         world.produce("s", more, start_ms=START_MS + 240 * INTERVAL_MS)
@@ -146,8 +146,8 @@ def test_a_version_that_this_release_refuses_ends_with_its_rows_and_says_so() ->
     assert found.duplicates == 0
     late = [place for place in sorted(found.scores) if place[1] >= START_MS + 160 * INTERVAL_MS]
     assert {found.versions[place] for place in late} == {VERSION_B}
-    assert [found.verdicts[place] for place in late[:100]] == [VERDICTS.index("warming_up")] * 100
-    assert VERDICTS.index("warming_up") not in {found.verdicts[place] for place in late[100:]}
+    assert [found.verdicts[place] for place in late[:100]] == [WARMING_UP] * 100
+    assert WARMING_UP not in {found.verdicts[place] for place in late[100:]}
     assert all(found.partial[place] for place in late[:100])
     assert not found.partial[late[-1]]
 
@@ -156,7 +156,7 @@ def test_records_of_a_refused_version_that_must_be_replayed_are_said_aloud() -> 
     """Rule 22: what was committed and is not in a saved row cannot be folded again without its version."""
     world = _world()
     world.produce("s", make_series(3, 160))
-    _finished(world)._source.expel()
+    world.crash(_finished(world))
     world.store.wipe()
     world.seeds, world.target = {VERSION_B: 1}, VERSION_B
     world.produce("s", make_series(4, 160), start_ms=START_MS + 160 * INTERVAL_MS)
@@ -186,7 +186,7 @@ def test_a_version_that_no_partition_has_any_more_leaves_the_memory() -> None:
         world.clock.advance(1)
     world.produce("s", make_series(1, 40), start_ms=START_MS + 100 * INTERVAL_MS)
     world.run(worker)
-    assert [rows.version for rows in worker._engines["p"].tables()] == [VERSION_B]
+    assert world.rows(worker).version == VERSION_B
 
 
 def test_stream_first_seen_just_before_a_crash_is_not_skipped() -> None:
@@ -198,12 +198,12 @@ def test_stream_first_seen_just_before_a_crash_is_not_skipped() -> None:
         world.produce("old", make_series(2, 60), start_ms=START_MS + 60 * INTERVAL_MS)
         world.produce("young", make_series(3, 4), start_ms=START_MS + 4 * INTERVAL_MS)
 
-    world = _world(pace=Pace(group=GROUP, max_poll_records=2, save_interval_s=1e6))
+    world = _world(pace=make_pace(max_poll_records=2, save_interval_s=1e6))
     fill(world)
     worker = world.worker()
     for _ in range(12):
         worker.step()
-    worker._source.expel()
+    world.crash(worker)
     world.run(world.worker())
     assert_same_output(world.output(), _expected(fill).output())
 
@@ -244,21 +244,33 @@ def test_streams_that_ended_long_ago_are_deleted_and_active_ones_kept() -> None:
     assert set(world.store.scan(key, 0, 100)[1]) == {"active"}
 
 
-def test_a_stream_that_returns_before_its_row_is_deleted_keeps_it() -> None:
+@pytest.mark.parametrize(("returns", "kept"), [(True, {"back", "other"}), (False, {"other"})])
+def test_a_stream_that_returns_before_its_row_is_deleted_keeps_it(returns: bool, kept: set[str]) -> None:
     """Rule 16: the sweep says what may be deleted at the next commit, and who has come back by then is not over."""
-    world = _world(profile=make_profile(idle_reset_s=3600))
+    world = _world(profile=make_profile(idle_reset_s=3600), pace=make_pace(commit_interval_s=2 * SWEEP_POLL_S))
+    worker = world.worker()
+
+    def commit() -> None:
+        world.clock.advance(2 * SWEEP_POLL_S)
+        worker.step()
+        assert worker.keeper.drain(worker.partitions, 5.0)  # the clock jumps, the saving thread does not
+
     world.produce("back", make_series(0, 8))
-    worker = _finished(world)
+    while ONE not in worker.partitions or worker.partitions[ONE].next < 2:
+        worker.step()
+    commit()
     world.clock.advance(1001 * 60)
+    commit()
     world.produce("other", make_series(1, 8), start_ms=START_MS + 1000 * INTERVAL_MS)
-    world.run(worker)
-    worker._keeper._sweep_due_s = world.clock.monotonic()
-    worker._keeper.sweep(worker.partitions)
-    assert worker._keeper._deletions == {ONE: ["back"]}
-    world.produce("back", make_series(2, 8), start_ms=START_MS + 1001 * INTERVAL_MS)
-    world.run(worker)
+    world.clock.advance(SWEEP_POLL_S)
+    worker.step()  # the sweep finds "back", and the commit is not due
+    if returns:
+        world.produce("back", make_series(2, 8), start_ms=START_MS + 1001 * INTERVAL_MS)
+        worker.step()
+    assert set(_saved(world)) == {"back"}
+    commit()
     worker.stop()
-    assert set(world.store.scan(world.store.keys(GROUP)[0], 0, 100)[1]) == {"back", "other"}
+    assert set(_saved(world)) == kept
 
 
 def _swept_after_an_alert(minutes: int) -> tuple[World, Worker]:
@@ -273,7 +285,7 @@ def _swept_after_an_alert(minutes: int) -> tuple[World, Worker]:
     world.run(worker)
     for _ in range(5):
         worker.step()
-        assert worker._keeper.drain(worker.partitions, 5.0)  # the clock jumps, the saving thread does not
+        assert worker.keeper.drain(worker.partitions, 5.0)  # the clock jumps, the saving thread does not
         world.clock.advance(61)
     return world, worker
 
@@ -296,20 +308,21 @@ def test_a_stream_that_ended_with_an_open_alert_is_deleted_in_the_end() -> None:
 
 def test_a_forgotten_row_is_not_evicted_before_the_store_has_deleted_it() -> None:
     """Else the stream's next record would find the past that it was told to forget."""
-    world = _world()
+    store = GatedStore()
+    world = _world(store=store)
     world.produce("s", make_series(0, 8))
     worker = _finished(world)
     world.send("s", encode_control("s", "forget"), START_MS + 8 * INTERVAL_MS)
-    assert worker._keeper.drain(worker.partitions, 5.0)
-    waiting: list[SaveJob] = []
-    worker._keeper.submit = waiting.extend  # type: ignore[method-assign]
+    assert worker.keeper.drain(worker.partitions, 5.0)
+    store.shut()
     world.run(worker)
-    (rows,) = worker._engines["p"].tables()
+    rows = world.rows(worker)
     slot = rows.slots_of[ONE]["s"]
-    assert any(job.image.deletions == ["s"] for job in waiting)
+    assert set(_saved(world)) == {"s"}
     assert rows.in_flight[slot] > 0
-    for job in waiting:
-        rows.confirm_saved(job.image)
+    store.let(1000)
+    assert worker.keeper.drain(worker.partitions, 5.0)
+    assert not _saved(world)
     assert rows.in_flight[slot] == 0
 
 
@@ -321,11 +334,11 @@ def test_record_times_that_run_back_end_no_stream_however_records_are_cut() -> N
         world.send("s", encode_packed("s", np.array([0]), make_series(2, 1)), timestamp_ms=0)
         world.produce("s", make_series(1, 8), start_ms=START_MS + 120 * INTERVAL_MS)
 
-    cut = Pace(group=GROUP, max_poll_records=1)
+    cut = make_pace(max_poll_records=1)
     found, expected = _expected(fill).output(), _expected(fill, pace=cut).output()
     assert_same_output(found, expected)
     last = START_MS + 127 * INTERVAL_MS
-    assert VERDICTS[found.verdicts["s", last]] != "warming_up"
+    assert found.verdicts["s", last] != WARMING_UP
 
 
 def test_records_gone_from_the_log_are_said_aloud() -> None:
@@ -368,19 +381,17 @@ def test_offsets_moved_back_by_hand_begin_a_new_incarnation() -> None:
     assert world.output().duplicates == 40, "ten windows stay, ten are scored again, as the operator asked"
 
 
-def test_offsets_moved_back_by_less_than_what_is_saved_begin_a_new_incarnation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_offsets_moved_back_by_less_than_what_is_saved_begin_a_new_incarnation() -> None:
     """Rule 23: W lies below c, but a row does not: reading c again for ever would be the end of the partition."""
-    monkeypatch.setattr("pipeline.keeper.MIN_IMAGES_PER_COMMIT", 1)  # as where thousands of streams wait to be saved
-    world = _world(pace=Pace(group=GROUP, max_poll_records=8, commit_interval_s=0.05))
+    few = make_pace(max_poll_records=8, commit_interval_s=0.05, min_images_per_commit=1)
+    world = _world(pace=few)  # as where thousands of streams wait to be saved
     for at in range(0, 160, 4):
         for number in range(8):
             world.produce(f"s{number}", make_series(number, 160)[at : at + 4], start_ms=START_MS + at * INTERVAL_MS)
     worker = world.worker()
     for _ in range(14):
         worker.step()
-    worker._source.expel()
+    world.crash(worker)
     worker.abandon()
     (key,) = world.store.keys(GROUP)
     watermark = world.store._states[key].watermark
@@ -487,7 +498,7 @@ def test_a_new_beginning_resolves_an_alert_with_its_peak_and_severity(control: s
 
 def test_an_episode_is_resolved_with_the_figures_of_its_own_row() -> None:
     """Two long silences in one batch end two episodes, and neither event may borrow the figures of the other."""
-    world = _world(profile=make_profile(idle_reset_s=36000), pace=Pace(group=GROUP, max_poll_records=500))
+    world = _world(profile=make_profile(idle_reset_s=36000), pace=make_pace(max_poll_records=500))
     for number, jump in enumerate((30.0, 300.0, 0.0)):
         values = make_series(number, 140, spikes=0)
         values[135:] += jump
@@ -514,10 +525,10 @@ def test_forgotten_stream_leaves_the_store() -> None:
 
 def test_store_away_pauses_and_resumes_without_loss() -> None:
     """The worker waits, says so, and goes on by itself."""
-    world = _world(max_streams=2)
+    away = AwayStore()
+    world = _world(max_streams=2, store=away)
     for number in range(6):
         world.produce(f"s{number}", make_series(number, 20))
-    away = _AwayStore(world)
     worker = world.worker()
     away.is_away = True
     for _ in range(20):
@@ -531,9 +542,9 @@ def test_store_away_pauses_and_resumes_without_loss() -> None:
 
 def test_a_swap_waits_for_a_store_that_is_away_and_scoring_does_not() -> None:
     """A promotion in the middle of an outage must not stop what resident rows can do."""
-    world = _world(pace=Pace(group=GROUP, max_poll_records=4, save_interval_s=0.1))
+    away = AwayStore()
+    world = _world(pace=make_pace(max_poll_records=4, save_interval_s=0.1), store=away)
     world.produce("s", make_series(0, 40))
-    away = _AwayStore(world)
     worker = _finished(world)
     away.is_away = True
     world.produce("s", make_series(1, 200), start_ms=START_MS + 100 * INTERVAL_MS)
@@ -545,7 +556,7 @@ def test_a_swap_waits_for_a_store_that_is_away_and_scoring_does_not() -> None:
     assert world.clock.now_s - began_s < 30
     assert len(world.output().scores) == 240
     away.is_away = False
-    assert worker._keeper.drain(worker.partitions, 60.0)
+    assert worker.keeper.drain(worker.partitions, 60.0)
     for _ in range(5):
         worker.step()
         world.clock.advance(1)
@@ -558,10 +569,10 @@ def test_a_swap_waits_for_a_store_that_is_away_and_scoring_does_not() -> None:
 
 def test_rows_that_wait_for_a_store_that_is_away_keep_the_worker_in_its_group() -> None:
     """A step must not wait for a minute: nobody would poll, hear a signal, or tell health that all is well."""
-    world = _world(max_streams=2)
+    away = AwayStore()
+    world = _world(max_streams=2, store=away)
     for number in range(6):
         world.produce(f"s{number}", make_series(number, 20))
-    away = _AwayStore(world)
     worker = world.worker()
     while not worker.partitions or not worker.partitions[ONE].is_folding:
         worker.step()
@@ -584,10 +595,7 @@ def test_a_registry_that_cannot_be_read_changes_nothing() -> None:
     world.produce("s", make_series(0, 40))
     worker = _finished(world)
 
-    def stale(profile: str) -> str:
-        raise OSError(116, "Stale file handle")
-
-    worker._target = stale
+    world.target = OSError(116, "Stale file handle")
     world.clock.advance(5)
     world.produce("s", make_series(1, 40), start_ms=START_MS + 100 * INTERVAL_MS)
     world.run(worker)
@@ -601,7 +609,7 @@ def test_what_ends_a_worker_in_the_middle_of_a_step_is_neither_committed_nor_sav
         for number in range(3):
             world.produce(f"s{number}", make_series(number, 160))
 
-    world = _world(pace=Pace(group=GROUP, max_poll_records=16, save_interval_s=0.1))
+    world = _world(pace=make_pace(save_interval_s=0.1))
     fill(world)
     sent = count()
 
@@ -735,20 +743,3 @@ class _NotAsked:
     """Nobody asks to stop."""
 
     is_asked = False
-
-
-class _AwayStore:
-    """Makes a world's store fail as if nobody answered, while ``is_away``."""
-
-    def __init__(self, world: World) -> None:
-        self.is_away = False
-        for name in ("take", "load_many", "save", "scan"):
-            setattr(world.store, name, self._guarded(getattr(world.store, name)))
-
-    def _guarded(self, call):  # type: ignore[no-untyped-def]
-        def guarded(*args, **kwargs):  # type: ignore[no-untyped-def]
-            if self.is_away:
-                raise StoreAway("nobody answers")
-            return call(*args, **kwargs)
-
-        return guarded

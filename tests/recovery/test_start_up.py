@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,29 @@ import pytest
 
 from models.step import Scorer
 from pipeline.errors import BrokerAway, RegistryAway
-from pipeline.partition import State, from_offset
+from pipeline.partition import Phase, from_offset
 from pipeline.records import Partition
+from pipeline.sources.base import CommittedOffset
+from pipeline.sources.memory import MemorySource
 from pipeline.wire import encode_packed
-from pipeline.worker import Pace, Worker
-from tests.builders import GROUP, INTERVAL_MS, START_MS, World, assert_same_output, make_series
+from pipeline.worker import Worker
+from tests.builders import (
+    GROUP,
+    INTERVAL_MS,
+    START_MS,
+    VERSION_A,
+    FakeClock,
+    World,
+    assert_same_output,
+    make_pace,
+    make_series,
+)
 
 pytestmark = pytest.mark.slow
 
 ONE, TWO = Partition("input", 0), Partition("input", 1)
-LATEST = Pace(group=GROUP, start="latest", max_poll_records=16)
-QUIET = Pace(group=GROUP, max_poll_records=16, save_interval_s=1e6)
+LATEST = make_pace(start="latest")
+QUIET = make_pace(save_interval_s=1e6)
 
 
 def send(world: World, partition: Partition, windows: int, first: int = 0) -> None:
@@ -33,44 +46,47 @@ def send(world: World, partition: Partition, windows: int, first: int = 0) -> No
         world.broker.append("input", name.encode(), value, partition.partition, int(times[-1]))
 
 
-def failing_for(partition: Partition, asked: Callable[..., Any]) -> Callable[..., Any]:
-    """The same question, which finds no server for one partition."""
+class LeaderlessSource(MemorySource):
+    """Partition two has no leader, who would know its offsets."""
 
-    def ask(partitions: Iterable[Partition]) -> Any:
-        if partition in set(partitions):
-            raise BrokerAway(f"no leader of {partition}")
-        return asked(partitions)
+    def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        asked = list(partitions)
+        if TWO in asked:
+            raise BrokerAway(f"no leader of {TWO}")
+        return super().beginning_offsets(asked)
 
-    return ask
+
+class SlowSource(MemorySource):
+    """Committed offsets take a call's whole deadline, and nobody knows those of partition two."""
+
+    def __init__(self, clock: FakeClock, *args: Any) -> None:
+        super().__init__(*args)
+        self._clock = clock
+
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, CommittedOffset | None]:
+        asked = list(partitions)
+        self._clock.advance(8)
+        if TWO in asked:
+            raise BrokerAway("no coordinator")
+        return super().committed(asked)
 
 
 def test_a_partition_whose_offsets_cannot_be_told_holds_up_no_neighbour() -> None:
     """A new partition may lack its leader for minutes."""
-    world = World(partitions=2)
+    world = World(partitions=2, source=LeaderlessSource)
     send(world, ONE, 50)
     worker = world.worker()
-    worker._source.beginning_offsets = failing_for(TWO, worker._source.beginning_offsets)  # type: ignore[method-assign]
     for _ in range(100):
         worker.step()
     assert len(world.output().scores) == 200
-    assert worker.partitions[TWO].state is State.ASSIGNED
+    assert worker.partitions[TWO].phase is Phase.ASSIGNED
 
 
 def test_a_step_ends_while_servers_take_their_whole_deadline_for_each_partition() -> None:
     """The loop has to poll, or the group takes the worker for dead, and everyone has a turn although one waits."""
-    world = World(partitions=20)
+    clock = FakeClock()
+    world = World(partitions=20, clock=clock, source=partial(SlowSource, clock))
     worker = world.worker()
-    asked: set[Partition] = set()
-    answer = worker._source.committed
-
-    def slow(partitions: Iterable[Partition]) -> Any:
-        asked.update(partitions)
-        world.clock.advance(8)
-        if TWO in set(partitions):
-            raise BrokerAway("no coordinator")
-        return answer(partitions)
-
-    worker._source.committed = slow  # type: ignore[method-assign]
     for _ in range(60):
         began_s = world.clock.now_s
         worker.step()
@@ -85,7 +101,7 @@ def crashed_world() -> World:
     send(world, ONE, 40)
     worker = world.worker()
     world.run(worker)
-    worker._source.expel()  # type: ignore[attr-defined]
+    world.crash(worker)
     worker.abandon()
     send(world, ONE, 10, first=40)
     return world
@@ -115,11 +131,7 @@ def test_a_registry_that_is_away_delays_a_new_partition_and_nothing_else() -> No
     worker = world.worker()
     world.run(worker)
 
-    def away(profile: str) -> str:
-        raise RegistryAway("Stale file handle")
-
-    targets = worker._target, worker._start_up._target
-    worker._target = worker._start_up._target = away
+    world.target = RegistryAway("Stale file handle")
     world.broker.create_topic("input", 2)
     world.broker.rebalance(GROUP)
     send(world, ONE, 10, first=10)
@@ -127,7 +139,7 @@ def test_a_registry_that_is_away_delays_a_new_partition_and_nothing_else() -> No
         worker.step()
     assert len(world.output().scores) == 80
     assert worker.waiting_for == "registry"
-    worker._target, worker._start_up._target = targets
+    world.target = VERSION_A
     world.clock.advance(5)
     send(world, TWO, 10)
     world.run(worker)
@@ -142,7 +154,7 @@ def test_latest_start_reads_what_came_to_a_new_partition_before_the_group_saw_it
     world.broker.create_topic("input", 2)
     added = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) % 2)
     world.produce(added, make_series(1, 8), start_ms=world.clock.wall_ms())
-    worker._source.expel()  # type: ignore[attr-defined]
+    world.crash(worker)
     world.run(worker)
     assert {stream for stream, _ in world.output().scores} == {added}
 

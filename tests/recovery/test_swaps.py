@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from pipeline.partition import from_offset, to_offset
 from pipeline.records import Partition
-from pipeline.state.memory import MemoryStateStore
-from pipeline.worker import Pace, Worker
+from pipeline.worker import Worker
 from tests.builders import (
     GROUP,
     INTERVAL_MS,
@@ -21,39 +18,14 @@ from tests.builders import (
     VERSION_B,
     World,
     assert_same_output,
+    make_pace,
     make_series,
 )
+from tests.fakes import GatedStore
 
 pytestmark = pytest.mark.slow
 
 ONE, TWO = Partition("input", 0), Partition("input", 1)
-
-
-class GatedStore(MemoryStateStore):
-    """Saves wait at a gate: open, shut, or letting through so many."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tickets = threading.Semaphore(10**9)
-
-    def shut(self) -> None:
-        """No save ends from now on."""
-        self.tickets = threading.Semaphore(0)
-
-    def let(self, saves: int) -> None:
-        """So many of those that wait, or come, may end."""
-        self.tickets.release(saves)
-
-    def save(self, *args: Any, **named: Any) -> int:
-        """As the store does, once there is a ticket."""
-        self.tickets.acquire()
-        return super().save(*args, **named)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that wait but a moment for saves."""
-    monkeypatch.setattr("pipeline.worker.SAVES_WAIT_S", 0.05)
 
 
 def streams_of(partition: int, count: int) -> list[str]:
@@ -77,22 +49,23 @@ def promote(world: World, worker: Worker) -> None:
         worker.step()
 
 
-def test_a_swap_comes_about_where_saves_outlast_a_steps_patience(impatient: None) -> None:
+def test_a_swap_comes_about_where_saves_outlast_a_steps_patience() -> None:
     """A pointer that moved must be followed, and the input must not rest again and again meanwhile."""
     store = GatedStore()
-    world = World(partitions=1, store=store)
+    world = World(partitions=1, store=store, pace=make_pace(saves_wait_s=0.05))
     put(world, ["s"], 0, 10)
     worker = world.worker()
     world.run(worker)
-    assert worker._keeper.drain(worker.partitions, 60.0)
+    assert worker.keeper.drain(worker.partitions, 60.0)
     store.shut()
     world.target = VERSION_B
     world.clock.advance(5)
     for _ in range(6):
         worker.step()
         store.let(1)
-        assert worker._keeper.drain(worker.partitions, 60.0)
-    assert worker._engines["p"].version_of(ONE) == VERSION_B
+        assert worker.keeper.drain(worker.partitions, 60.0)
+    assert world.rows(worker).version == VERSION_B
+    assert worker.status().rows_resident == {"p": 1}
     store.let(1000)
     put(world, ["s"], 10, 10)
     world.run(worker)
@@ -100,7 +73,7 @@ def test_a_swap_comes_about_where_saves_outlast_a_steps_patience(impatient: None
     worker.stop()
 
 
-def test_rows_in_flight_are_saved_before_a_replay_takes_them_to_another_version(impatient: None) -> None:
+def test_rows_in_flight_are_saved_before_a_replay_takes_them_to_another_version() -> None:
     """Else they look saved there, are evicted, and come back as the older rows that the store still has."""
     expected, world = replayed_world(), replayed_world()
     expected.run(expected.worker())
@@ -121,7 +94,7 @@ def test_rows_in_flight_are_saved_before_a_replay_takes_them_to_another_version(
 
 def replayed_world() -> World:
     """Sixty records under A and some more under B, all scored, and nothing of it in the store any more."""
-    pace = Pace(group=GROUP, max_poll_records=1, save_interval_s=0.01, commit_interval_s=0.01)
+    pace = make_pace(max_poll_records=1, save_interval_s=0.01, commit_interval_s=0.01, saves_wait_s=0.05)
     world = World(partitions=1, max_streams=4, pace=pace, store=GatedStore())
     put(world, ["a", "b"], 0, 30)
     worker = world.worker()

@@ -1,4 +1,11 @@
-"""Two versions on the same fresh stretches: which predicts better, and which would have raised more alarms."""
+"""Two versions on the same fresh stretches: which predicts better, and which would have raised more alarms.
+
+References
+----------
+Both are compared stretch by stretch, so that what is hard for both counts for neither: Student, "The probable error of
+a mean" (Biometrika 6, 1908). Each stretch is predicted before anything is learned from it: A. Blum, A. Kalai,
+J. Langford, "Beating the hold-out: bounds for k-fold and progressive cross-validation" (1999).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +20,10 @@ EARLY_SHARE = 0.25
 """Share of a probation after which a clear loss ends it."""
 
 BUDGETS = 2.0
-"""Alarms that a version may raise in any case, in budgets (design.md, 6.8)."""
+"""Alarms that a version may raise in any case, in budgets: so far may the alarm knob be off."""
 
 
-class Verdict(Enum):
+class TrialResult(Enum):
     """What a comparison comes to."""
 
     UNDECIDED = "undecided"
@@ -40,6 +47,10 @@ class Trial:
         Nats per target.
     alarm_every_s
         The profile's budget: seconds of event time per stream and false alarm.
+    stretches, challenger_loss, incumbent_loss, squares
+        How many were compared, the sums of both losses, and that of their squared differences.
+    challenger_alarms, incumbent_alarms, watched_s
+        Alarms both opened, in how many seconds of event time of all streams together.
     """
 
     challenger: str
@@ -76,7 +87,10 @@ class Trial:
 
     @property
     def error(self) -> float:
-        """Standard error of the gain, stretches taken as independent."""
+        """Standard error of the gain, stretches taken as independent: ``sqrt((mean(d²) - gain²) / (n - 1))``.
+
+        d are the n differences of the losses, whose mean is the gain; infinite while there are fewer than two.
+        """
         if self.stretches < 2:
             return math.inf
         return math.sqrt(max(0.0, self.squares / self.stretches - self.gain**2) / (self.stretches - 1))
@@ -86,22 +100,22 @@ class Trial:
         """As many as the incumbent raised, or two budgets: whichever is more."""
         return max(self.incumbent_alarms, math.ceil(BUDGETS * self.watched_s / self.alarm_every_s))
 
-    def shadow_verdict(self) -> Verdict:
+    def shadow_result(self) -> TrialResult:
         """Whether a candidate may be promoted."""
         if self.stretches < self.needed:
-            return Verdict.UNDECIDED
+            return TrialResult.UNDECIDED
         if not (self.gain >= self.margin and self.gain > SURE * self.error):
-            return Verdict.NO_BETTER
-        return Verdict.MORE_ALARMS if self.challenger_alarms > self.allowed_alarms else Verdict.BETTER
+            return TrialResult.NO_BETTER
+        return TrialResult.MORE_ALARMS if self.challenger_alarms > self.allowed_alarms else TrialResult.BETTER
 
-    def probation_verdict(self) -> Verdict:
+    def probation_result(self) -> TrialResult:
         """Whether a promoted version stays: ``WORSE`` and ``MORE_ALARMS`` send it back, ``BETTER`` confirms it."""
         if self.challenger_alarms > self.allowed_alarms:
-            return Verdict.MORE_ALARMS
+            return TrialResult.MORE_ALARMS
         enough = self.stretches >= max(4, math.ceil(EARLY_SHARE * self.needed))
         if enough and self.gain < -self.margin / 2 and -self.gain > SURE * self.error:
-            return Verdict.WORSE
-        return Verdict.BETTER if self.stretches >= self.needed else Verdict.UNDECIDED
+            return TrialResult.WORSE
+        return TrialResult.BETTER if self.stretches >= self.needed else TrialResult.UNDECIDED
 
     def figures(self) -> dict[str, float]:
         """What a decision rests on."""

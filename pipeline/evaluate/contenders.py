@@ -1,4 +1,4 @@
-"""Who is measured: the served predictor, controls through the same chain, and references from outside."""
+"""Who is measured: the served predictor and the baselines beside it, which reports call controls."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from river import anomaly, preprocessing
 from models.controls import LastValue, LinearLags, Untrained
 from models.pretrained import Weights
 from pipeline.evaluate.fold import Group, Predictor, Track
-from pipeline.evaluate.judge import ANOMALOUS, DAY_S, replay_budgets
+from pipeline.evaluate.judge import DAY_S, replay_budgets
 from pipeline.evaluate.series import LabelledSeries
 from pipeline.profile import alarm_every_s
-from pipeline.records import OPENED, Float32
+from pipeline.records import ANOMALOUS, OPENED, Float32
 
 Kind = Literal["chain", "random", "river"]
 GAUSSIAN_WINDOW = 500
@@ -46,7 +46,7 @@ class Contender:
 _READ_OUT = "read out by fast weights; where rows have none, as fitted once to generated series"
 
 SERVED = Contender("served", "the predictor that is served", "chain")
-CONTROLS = (
+BASELINES = (
     Contender("naive", "last value through the same chain", "chain"),
     Contender("untrained", f"a network that never learned, {_READ_OUT}", "chain", is_quick=False),
     Contender("lags", f"AR(20): linear lags, {_READ_OUT}", "chain", is_quick=False),

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.config import Scope
+from models.config import GAP_INTERVALS, Scope
 from models.features import CLIP_SIGMAS, INPUTS, VALUE_LIMIT, window_inputs
 from models.training import FIRST_TARGET, Lessons
 
-GAP_INTERVALS = 1.5
 LEAST_MOVE = 1e-9
 """What moves by a smaller part of its level stands still: that is how sums of equal numbers err."""
 SIGMAS_OF_99 = 2.576
@@ -88,7 +87,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class Split:
     """The three parts of all streams, and the plan that made them."""
 
     train: Part
@@ -97,7 +96,7 @@ class Course:
     plan: Plan
 
 
-def course_of(streams: Sequence[Series], scope: Scope, plan: Plan = Plan()) -> Course:
+def split_of(streams: Sequence[Series], scope: Scope, plan: Plan = Plan()) -> Split:
     """Lessons of recorded streams, all with the same F features.
 
     Raises
@@ -129,7 +128,7 @@ def course_of(streams: Sequence[Series], scope: Scope, plan: Plan = Plan()) -> C
                 f"the {name} part has no value to forecast: all are missing, or among the first {FIRST_TARGET} "
                 "observations of a stream; choose other streams, or other shares"
             )
-    return Course(train, validation, test, plan)
+    return Split(train, validation, test, plan)
 
 
 def _seen(streams: Sequence[Series]) -> list[Lessons]:
