@@ -47,6 +47,8 @@ AGED_TO = 100.0
 AGEING = 500.0
 INTERVAL_WINDOW, PAUSE_WINDOW, PLAIN_INTERVALS = 500.0, 5000.0, 100.0
 FORECAST_BOUND = 1e17
+# The observation itself in an entity's unrest: it sinks the tail that a memory of ten drags behind an event.
+PRESENT_SHARE, PRESENT_FLOOR = 0.1, 0.05
 
 
 class Fold:
@@ -349,7 +351,9 @@ class Fold:
             "entity_mean": lambda: of_entity(1),
             "entity_rms": lambda: of_entity(2),
             "entity_displacement": lambda: of_entity(3),
-            "entity_unrest": lambda: torch.hypot(of_entity(2), 2.0 * of_entity(3)),
+            "entity_unrest": lambda: (
+                torch.hypot(of_entity(2), 2.0 * of_entity(3)) * (of_entity(0) + PRESENT_FLOOR) ** PRESENT_SHARE
+            ),
             "values": lambda: of_distance(0),
             "residuals": lambda: of_distance(1),
             "means": lambda: of_distance(2),

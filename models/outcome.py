@@ -54,7 +54,7 @@ and ``long_activity`` (A over 5, 20 and 60 observations), ``activity`` (the grea
 ``stillness``, ``behaviour_nats`` (the strongest of A, displacement and stillness), ``surprise``, ``error_4``,
 ``expected`` (one step ahead), ``forecast_4``, ``forecast_8``, ``contribution``. ``(S, N)``: ``entity`` (s),
 ``entity_mean`` (ew(s, 10)), ``entity_rms`` (sqrt(ew(s^2, 10))), ``entity_displacement`` (ew(q, 10)), ``entity_unrest``
-(sqrt(rms^2 + 4 displacement^2)), ``values``, ``residuals`` and ``means`` (T^2 / F), ``controller`` (d).
+(sqrt(rms^2 + 4 displacement^2) (s + 0.05)^0.1), ``values``, ``residuals`` and ``means`` (T^2 / F), ``controller`` (d).
 """
 
 

@@ -15,13 +15,13 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import import_module
 from types import ModuleType
 from typing import Protocol, cast
 
 from pipeline import __version__
 from pipeline.errors import ConfigurationError, TidewatchError, TransientError
+from pipeline.logs import configure_logging
 
 _OWN_NAME = re.compile(r"^``tidewatch \w+``: ")
 
@@ -231,38 +231,6 @@ def _description(command: Command, module: ModuleType | None) -> str:
 def _examples(command: Command, module: ModuleType | None) -> str:
     more = getattr(module, "EXAMPLES", "") if module is not None else ""
     return more or f"example:\n  {command.example}"
-
-
-class KeyValueFormatter(logging.Formatter):
-    """One line for each event: ``time=… level=… at=… message="…"``."""
-
-    def __init__(self, with_traceback: bool) -> None:
-        super().__init__()
-        self._with_traceback = with_traceback
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write one event; an exception's traceback follows only on request."""
-        stamp = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
-        line = f"time={stamp}Z level={record.levelname.lower()} at={record.name} message={_quoted(record.getMessage())}"
-        if record.exc_info and record.exc_info[1] is not None:
-            line += f" error={_quoted(repr(record.exc_info[1]))}"
-            if self._with_traceback:
-                line += "\n" + self.formatException(record.exc_info)
-        return line
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
-
-
-def configure_logging(level: str) -> None:
-    """Log to stderr as key=value lines; the Kafka client only from warnings on, but for ``debug``."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(KeyValueFormatter(with_traceback=level == "debug"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    if level == "info":
-        logging.getLogger("kafka").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

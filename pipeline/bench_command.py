@@ -1,7 +1,7 @@
 """``tidewatch bench``: measure this machine, from the bare neural network to the whole path through Kafka and Redis.
 
 Windows hold 1 observation (t1) or 16 (t16) of 8 features, packed, of 10000 streams or more; the hidden size is 64.
-Figures are observations/s, an observation being one value of one feature:
+Figures are values/s, a value being that of one feature at one time:
 
   engine   the engine alone: rows, predictor, scores, on decoded batches of the worker's size
   model    torch's own recurrent module on the same batches and device, in the same tiles, with the same threads
@@ -236,7 +236,7 @@ class _Length:
     @property
     def _rounds(self) -> int:
         """Rounds that the engine would need about ``path_s`` for."""
-        per_round = self._traffic.streams * self._traffic.observations_per_message
+        per_round = self._traffic.streams * self._traffic.values_per_message
         wanted = round(self._effort.path_s * (self._found.single.engine or 0.0) / per_round)
         most = self._effort.max_messages // self._traffic.streams
         return max(1, min(max(self._effort.min_rounds, wanted), most))
@@ -287,7 +287,7 @@ class _Length:
             closing(build_source(settings.model_copy(update={"kafka": kafka}), "read")) as source,
         ):
             rate = read_rate(source, build_messages(settings), "single", first, ends, most, seconds)
-        self._found.read = rate * self._traffic.observations_per_message
+        self._found.read = rate * self._traffic.values_per_message
 
     def _path(self, kind: str, first: Ends, figures: RowFigures) -> None:
         """The worker starts every stream, then meets a full topic, then a steady flow."""
@@ -302,7 +302,7 @@ class _Length:
                 drive.until(first)
             self._fill(topic, 0, self._rounds * self._traffic.streams)
             rate = self._path_and_naive(drive, first) if kind == "single" else self._path_alone(drive, kind)
-            figures.path = rate.messages_per_s * self._traffic.observations_per_message
+            figures.path = rate.messages_per_s * self._traffic.values_per_message
             figures.path_stages = rate.stages
             if kind == "single":
                 self._latency(drive, topic, self._rounds, 0.5 * rate.messages_per_s)
@@ -354,7 +354,7 @@ class _Length:
         every = np.concatenate(list(arrived.values()))
         self._found.latency_ms_p50, self._found.latency_ms_p99 = (float(q) for q in np.quantile(waited, (0.5, 0.99)))
         seconds = max(0.001, (every.max() - every.min()) / 1000)
-        self._found.latency_rate = len(every) * self._traffic.observations_per_message / seconds
+        self._found.latency_rate = len(every) * self._traffic.values_per_message / seconds
 
     @contextmanager
     def _says(self, what: str) -> Iterator[None]:

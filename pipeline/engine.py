@@ -312,7 +312,7 @@ class Engine:
             [scores for scores, _ in emitted],
             [batch.detail(cells, wants_evidence(self.detail)) for _, cells in emitted] if self.detail else [],
             alerts,
-            observations=len(batch.window) * batch.values.shape[1],
+            observations=len(batch.window),
             late=batch.late,
             missing_values=int(np.isnan(batch.values).sum()),
             skipped_windows=int((~taken).sum()),

@@ -22,9 +22,10 @@ TidewatchError
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.records import Partition
+if TYPE_CHECKING:  # every command imports this file, and `tidewatch --help` need not wait for numpy
+    from pipeline.records import Partition
 
 
 class TidewatchError(Exception):

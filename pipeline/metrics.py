@@ -79,9 +79,7 @@ class Metrics:
         self._messages = self._counter("messages", "Records read from input topics.")
         self._windows = self._counter("windows", "Windows absorbed.")
         self._skipped = self._counter("windows_skipped", "Windows skipped because their row contains them already.")
-        self._observations = self._counter(
-            "observations", "Observations folded: values of one feature at one time.", ["profile"]
-        )
+        self._observations = self._counter("observations", "Event times of streams folded.", ["profile"])
         self._silent = self._counter("observations_silent", "Event times folded without output (replay, warm-up).")
         self._late = self._counter("observations_late", "Late or repeated event times, not folded.", ["profile"])
         self._missing = self._counter("values_imputed", "Missing values, replaced by expectation.", ["profile"])

@@ -422,6 +422,8 @@ def base_weights(predictor: str, scope: Scope | None = None) -> Weights:
     VersionError
         There are none, or they see something else.
     """
+    if predictor not in BUILTIN and not Path(predictor).is_dir():
+        raise VersionError(f"predictor {predictor!r} is neither shipped ({', '.join(BUILTIN)}) nor a folder of weights")
     try:
         weights = builtin(predictor) if predictor in BUILTIN else _weights_in(Path(predictor))
     except ValueError as exc:

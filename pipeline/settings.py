@@ -39,6 +39,7 @@ from pipeline.settings_given import (
     read_toml,
     refuse_unknown_variables,
     shipped_profile,
+    variable_of,
     with_secret_files,
     with_shipped_profiles,
 )
@@ -283,16 +284,16 @@ class Settings(Section):
         path = path or named_file()
         from_file = {} if path is None else read_toml(path)
         refuse_unknown_variables(set(cls.model_fields))
-        layers = (plain_environment(), EnvSettingsSource(_Environment)(), dict(overrides or {}))
+        environment = merged(plain_environment(), EnvSettingsSource(_Environment)())
         raw = with_shipped_profiles(from_file)
-        for layer in layers:
+        for layer in (environment, overrides or {}):
             raw = merged(raw, layer)
         raw = with_secret_files(raw)
         try:
             return cls.model_validate(raw)
         except ValidationError as exc:
             origin = "settings" if path is None else str(path)
-            raise ConfigurationError(f"{origin}:\n" + "\n".join(_complaints(exc))) from exc
+            raise ConfigurationError(f"{origin}:\n" + "\n".join(_complaints(exc, environment))) from exc
 
 
 class _Environment(Settings, BaseSettings):
@@ -301,7 +302,7 @@ class _Environment(Settings, BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", enable_decoding=False)
 
 
-def _complaints(error: ValidationError) -> Iterator[str]:
+def _complaints(error: ValidationError, environment: Mapping[str, Any]) -> Iterator[str]:
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"]) or "(whole)"
         message = item["msg"].removeprefix("Value error, ")
@@ -314,4 +315,6 @@ def _complaints(error: ValidationError) -> Iterator[str]:
         # Only numbers and words are shown back: texts may hold secrets, tables are long. Nor is the number that stands
         # for a secret, or under an unknown key, which may be a secret's with a typing error.
         is_shown = isinstance(item["input"], int | float) and not is_secret and not is_unknown
-        yield f"  {place}: {message}" + (f" (got {item['input']!r})" if is_shown else "")
+        variable = variable_of(item["loc"], environment)
+        shown = f" (got {item['input']!r})" if is_shown else ""
+        yield f"  {place}: {message}{shown}" + ("" if variable is None else f" (set by {variable})")

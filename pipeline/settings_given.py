@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
@@ -124,6 +124,21 @@ def plain_environment() -> dict[str, Any]:
         for variable, (section, key) in PLAIN_VARIABLES.items()
         if os.environ.get(variable)
     }
+
+
+def variable_of(place: Sequence[str | int], environment: Mapping[str, Any]) -> str | None:
+    """The environment variable that sets what lies at ``place``; ``None`` where the environment does not say it."""
+    keys: list[str] = []
+    given: Any = environment
+    for key in place:
+        if not isinstance(given, Mapping) or key not in given:
+            break
+        keys, given = [*keys, str(key)], given[key]
+    if not keys or isinstance(given, Mapping):
+        return None
+    plain = next((name for name, path in PLAIN_VARIABLES.items() if list(path) == keys and os.environ.get(name)), None)
+    own = PREFIX + "__".join(keys).upper()
+    return plain if plain is not None and own not in os.environ else own
 
 
 def refuse_unknown_variables(sections: set[str]) -> None:

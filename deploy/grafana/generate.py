@@ -346,8 +346,8 @@ OPERATIONS: Sequence[tuple[str, Sequence[Panel]]] = (
         "Throughput",
         (
             Graph(
-                "values folded",
-                "Values of one feature at one time.",
+                "observations folded",
+                "Event times of streams.",
                 [_rate("anomaly_observations_total", "profile")],
                 unit="ops",
             ),

@@ -157,8 +157,8 @@ class _Measured:
         """The figures."""
         for kind, rate in self._rates.items():
             p50, p99 = np.quantile(np.concatenate(self._waits[kind]), (0.5, 0.99))
-            per_s = rate.messages_per_s * self._traffic.observations_per_message
-            yield f"{kind:<17} {per_s:9,.0f} observations/s; at half rate p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+            per_s = rate.messages_per_s * self._traffic.values_per_message
+            yield f"{kind:<17} {per_s:9,.0f} values/s; at half rate p50 {p50:.0f} ms, p99 {p99:.0f} ms"
         alone, beside = (self._rates[kind].messages_per_s for kind in ("alone", "beside a learner"))
         yield f"throughput beside a learner over alone: {beside / alone:.3f}"
 

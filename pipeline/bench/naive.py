@@ -35,14 +35,14 @@ class NaiveLoop:
 
     Attributes
     ----------
-    observations, seconds
+    values, seconds
         Done by :meth:`run`, over all its calls.
     """
 
     messages: Iterator[bytes]
     states: HiddenStates
     step: Step
-    observations: int = 0
+    values: int = 0
     seconds: float = 0.0
 
     def warm_up(self, messages: int) -> None:
@@ -54,7 +54,7 @@ class NaiveLoop:
         """Go on for so long, or to the end of the messages."""
         began = now = time.perf_counter()
         for message in self.messages:
-            self.observations += self._take(message)
+            self.values += self._take(message)
             now = time.perf_counter()
             if now - began > seconds:
                 break
@@ -69,9 +69,9 @@ class NaiveLoop:
         ValueError
             There was no message to count.
         """
-        if not self.observations:
+        if not self.values:
             raise ValueError("the naive loop found no message to count")
-        return self.observations / self.seconds
+        return self.values / self.seconds
 
     def _take(self, message: bytes) -> int:
         unpacked = msgpack.unpackb(message)

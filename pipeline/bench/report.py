@@ -14,7 +14,7 @@ PACKAGES = ("torch", "numpy", "kafka-python", "redis", "hiredis", "msgpack")
 
 @dataclass(slots=True)
 class RowFigures:
-    """Figures of one row layout, in observations/s; ``None`` where it was not measured."""
+    """Figures of one row layout, in values/s; ``None`` where it was not measured."""
 
     engine: float | None = None
     model: float | None = None
@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def table(title: str, figures: LengthFigures) -> Table:
-    """Rates in thousands of observations/s, and ratios."""
+    """Rates in thousands of values/s, and ratios."""
     shown = Table(title=title, title_justify="left")
     for heading in ("", "single", "jump", "light"):
         shown.add_column(heading, justify="left" if not heading else "right")

@@ -40,7 +40,7 @@ class Traffic:
     seed: int = 1
 
     @property
-    def observations_per_message(self) -> int:
+    def values_per_message(self) -> int:
         """Values in one window: T F."""
         return self.length * FEATURES
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pipeline.checks.finding import Finding, ok, problem, warning
 from pipeline.errors import DecodeError, TidewatchError, VersionError
 from pipeline.partition import from_offset
-from pipeline.registry import Registry
+from pipeline.profile import Profile
+from pipeline.registry import Registry, version_name
 from pipeline.settings import Settings
 from pipeline.sources.base import CommittedOffset
 from pipeline.versions_in_use import Offsets
@@ -29,18 +30,21 @@ def check_histories(settings: Settings, cluster: Offsets) -> Iterator[Finding]:
     for name, profile in settings.profiles.items():
         mine = [offset for partition, offset in offsets.items() if partition.topic in profile.topics]
         if mine:
-            yield from _check_history(name, mine, registry)
+            yield from _check_history(name, profile, mine, registry)
 
 
-def _check_history(name: str, offsets: Sequence[CommittedOffset], registry: Registry) -> Iterator[Finding]:
+def _check_history(
+    name: str, profile: Profile, offsets: Sequence[CommittedOffset], registry: Registry
+) -> Iterator[Finding]:
     named: set[str] = set()
     for offset in offsets:
         try:
             named.update(version for _, version in from_offset(offset).history)
         except DecodeError as exc:
             yield warning(SUBJECT, f"{name}: {exc}: such partitions begin anew; does another program use this group?")
-    gone, refused = sorted(named - set(registry.versions(name))), []
-    for version in sorted(named.difference(gone)):
+    there = named.intersection(registry.versions(name))
+    gone, refused = sorted(named - there - _published_at_start(name, profile, registry)), []
+    for version in sorted(there):
         try:
             registry.load(name, version)
         except VersionError as exc:
@@ -49,7 +53,8 @@ def _check_history(name: str, offsets: Sequence[CommittedOffset], registry: Regi
         yield problem(
             SUBJECT,
             f"{name}: records that may have to be folded again were scored by versions that are not there: "
-            f"{', '.join(gone)}. Is registry.folder the workers' one? Else streams lose their past",
+            f"{', '.join(gone)}. Is registry.folder the workers' one? Of a renamed profile, rename its folder in "
+            "there, too. Else streams lose their past",
         )
     if refused:
         yield warning(
@@ -59,3 +64,13 @@ def _check_history(name: str, offsets: Sequence[CommittedOffset], registry: Regi
         )
     if named and not gone and not refused:
         yield ok(SUBJECT, f"{name}: {len(offsets)} partitions committed; every version they name is there")
+
+
+def _published_at_start(name: str, profile: Profile, registry: Registry) -> set[str]:
+    """The version that the first worker publishes: after a profile was renamed, the one that is named already."""
+    fold = profile.fold()
+    try:
+        weights = registry.wanted(name, profile.builtin() or profile.predictor, fold, profile.scope)
+        return {version_name(weights, fold)}
+    except (VersionError, ValueError):
+        return set()

@@ -132,7 +132,7 @@ def raised_by(
     alerts: list[Alert] = []
     for absorbed in offline.score_streams(streams):
         alerts += absorbed.alerts
-        progress(absorbed.observations // len(profile.features) + absorbed.late)
+        progress(absorbed.observations + absorbed.late)
     return episodes(alerts, ends)
 
 

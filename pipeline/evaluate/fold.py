@@ -143,7 +143,7 @@ def fold(
         for scores, detail in zip(absorbed.scores, absorbed.details, strict=True):
             for name, cells in _cells(scores):
                 collectors[name].add(scores, detail, cells)
-        progress(absorbed.observations // features + absorbed.late)
+        progress(absorbed.observations + absorbed.late)
     return {name: collector.track for name, collector in collectors.items()}
 
 

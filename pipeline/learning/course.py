@@ -425,7 +425,8 @@ class Course:
         self, event: str, version: str, parent: str | None, reason: str, figures: Mapping[str, float] | None = None
     ) -> None:
         self._decided[event] += 1
-        logger.info("profile=%s %s version=%s: %s %s", self.name, event, version, reason, dict(figures or {}))
+        shown = "".join(f" {name}={value:g}" for name, value in (figures or {}).items())
+        logger.info("profile=%s %s version=%s: %s%s", self.name, event, version, reason, shown)
         self._registry.note(
             self.name, Decision(self._wall_ms(), event, version, BY, parent, reason, dict(figures or {}))
         )

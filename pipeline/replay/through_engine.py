@@ -28,10 +28,10 @@ def replay_series(
     firsts = ((stream.name, int(stream.times_ms.min())) for stream in group.streams)
     pasts = [past for name, at in firsts if (past := history.before(name, at, group.profile.features)) is not None]
     for absorbed in offline.warm(pasts):
-        outputs.tally.silent += _vectors(absorbed, offline)
+        outputs.tally.silent += absorbed.observations
     for absorbed in offline.score_streams(group.streams, length):
         _take(absorbed, outputs)
-        advance(_vectors(absorbed, offline) + absorbed.late)
+        advance(absorbed.observations + absorbed.late)
 
 
 def replay_raw(
@@ -53,7 +53,7 @@ def replay_raw(
             outputs.tally.dead_letters += len(dead)
             for past in pasts_of(parts[partition], history):
                 for absorbed in offline.warm([past], partition):
-                    outputs.tally.silent += _vectors(absorbed, offline)
+                    outputs.tally.silent += absorbed.observations
         _take(offline.score(parts), outputs)
         advance(sum(map(len, batch.values())))
 
@@ -78,8 +78,3 @@ def _take(absorbed: Absorbed, outputs: Outputs) -> None:
         outputs.add(scores)
     outputs.add_alerts(absorbed.alerts)
     outputs.tally.late += absorbed.late
-
-
-def _vectors(absorbed: Absorbed, offline: Offline) -> int:
-    """Observations folded, of all features together."""
-    return absorbed.observations // len(offline.profile.features)

@@ -313,6 +313,16 @@ def test_versions_that_a_replay_needs_must_be_there(tmp_path: Path) -> None:
     assert version in damaged.text
 
 
+def test_a_renamed_profile_keeps_the_version_that_its_streams_were_scored_with(tmp_path: Path) -> None:
+    """The first worker under the new name publishes the same one: names are made of weights and settings."""
+    before = make_settings(tmp_path, profiles={"sensor": make_profile()})
+    version = Registry(before.registry.folder).ensure("sensor", "gru", before.profiles["sensor"].fold())
+    renamed = make_settings(tmp_path, profiles={"probe": make_profile()})
+    offset = to_offset(Committed(9, "1" * 32, 0, ((0, version),), None))
+    (finding,) = check_histories(renamed, Committing({Partition("t", 0): offset}))
+    assert finding.level is Level.OK
+
+
 class Committing:
     """A cluster that knows what a group committed."""
 

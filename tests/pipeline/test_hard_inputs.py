@@ -477,7 +477,7 @@ def test_silence_is_said_once_and_ended_once():
     said = []
     for offset, (time_ms, is_there) in enumerate(zip(taken.tolist(), there.tolist(), strict=True)):
         now = time_ms / 1000
-        if is_there and (event := watch.hear("p", "s", Partition("input", 0), offset, time_ms, now)) is not None:
+        if is_there and (event := watch.hear("p", "s", Partition("input", 0), offset, time_ms, 0.0, now)) is not None:
             said.append((event.event, time_ms))
         said += [(event.event, time_ms) for event in watch.check(now, time_ms)]
     (opened, at), (resolved, until) = said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.__main__ import COMMANDS, KeyValueFormatter, build_parser, exit_code, main
+from pipeline.__main__ import COMMANDS, build_parser, exit_code, main
 from pipeline.errors import BrokerAway, ConfigurationError, StoreAway, TidewatchError, VersionError, WorkerFenced
 from pipeline.servers import free_port
 
@@ -124,25 +123,6 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_exit_codes_tell_what_to_do(error: TidewatchError, code: int) -> None:
     """A supervisor restarts on 3 and pages a person on 2."""
     assert exit_code(error) == code
-
-
-def test_log_lines_are_one_line_of_keys_and_values() -> None:
-    """Whatever a message holds, a line stays a line that a machine can take apart."""
-    record = logging.LogRecord("pipeline.worker", logging.INFO, "worker.py", 1, 'said "%s"\nand more', ("hi",), None)
-    record.created = 1_767_225_600.25
-    line = KeyValueFormatter(with_traceback=False).format(record)
-    assert line == 'time=2026-01-01T00:00:00.250Z level=info at=pipeline.worker message="said \\"hi\\"\\nand more"'
-
-
-def test_a_logged_exception_shows_its_traceback_only_on_request() -> None:
-    """Logs name the error; the way to it is for those who debug."""
-    try:
-        raise ValueError("broken")
-    except ValueError:
-        record = logging.LogRecord("x", logging.ERROR, "x.py", 1, "failed", (), sys.exc_info())
-    assert "error=\"ValueError('broken')\"" in KeyValueFormatter(with_traceback=False).format(record)
-    assert "Traceback" not in KeyValueFormatter(with_traceback=False).format(record)
-    assert "Traceback" in KeyValueFormatter(with_traceback=True).format(record)
 
 
 def test_a_broker_that_is_away_is_one_line() -> None:

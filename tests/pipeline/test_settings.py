@@ -197,6 +197,18 @@ def test_wrong_settings_are_refused_with_place_and_reason(toml: WriteToml, text:
         assert complaint in str(caught.value)
 
 
+def test_what_a_variable_sets_is_not_blamed_on_the_file(toml: WriteToml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for a key in a file that does not have it looks for long."""
+    monkeypatch.setenv("TIDEWATCH_KAFKA__GRUOP", "x")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "nowhere")
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.load(toml("[http]\nport = 70000\n"))
+    text = str(refused.value)
+    assert "kafka.gruop: unknown key (set by TIDEWATCH_KAFKA__GRUOP)" in text
+    assert "kafka.bootstrap_servers: 'nowhere' is not host:port (set by KAFKA_BOOTSTRAP_SERVERS)" in text
+    assert "http.port: " in text
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     """A wrong mount should say which path was looked for."""
     with pytest.raises(ConfigurationError, match=r"absent\.toml: cannot be read"):

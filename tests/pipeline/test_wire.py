@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.alerts import SEVERITIES
 from pipeline.errors import DecodeError
+from pipeline.messages import Messages
 from pipeline.profile import Profile
 from pipeline.records import (
     CONTROL_FORGET,
@@ -530,3 +531,16 @@ def test_schema_warns_of_seconds_and_of_records_without_a_key() -> None:
 
 def replace_limits(**fields: object) -> Limits:
     return LIMITS.model_copy(update=fields)
+
+
+def test_times_that_look_like_seconds_are_doubted_once(caplog: pytest.LogCaptureFixture) -> None:
+    """They are valid, and every stream would live in January 1970 without a word."""
+    messages = Messages({"p": PROFILE, "rows": PROFILE.model_copy(update={"clock": False})}, LIMITS, "s", "a", "d")
+    seconds = as_json(start=NOON_MS // 1000)
+    for profile in ("p", "p", "rows"):
+        records = [StoredRecord(n, NOON_MS, None, value) for n, value in enumerate((window(), seconds))]
+        assert len(messages.decode(profile, PARTITION, records)[0]) == 2
+    (doubt,) = caplog.messages
+    assert doubt.startswith(
+        "profile=p stream=press: event time 1750000000 counts milliseconds; was it meant in seconds?"
+    )
