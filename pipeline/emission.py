@@ -33,7 +33,7 @@ Endings = dict[int, list[Ending]]
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
+class FoldedBatch:
     """A batch after its fold: W windows of several shares, their observations' results, and what may be told.
 
     Attributes
@@ -88,7 +88,7 @@ class Onset:
     time_ms: int
 
 
-def scores_of(folded: Folded, name: str) -> list[tuple[Scores, Int64]]:
+def scores_of(folded: FoldedBatch, name: str) -> list[tuple[Scores, Int64]]:
     """One Scores per partition that has something to say, observations in its records' order, and their cells."""
     batch, windows, share_of = folded.batch, folded.windows, folded.share_of
     spoken = np.flatnonzero(folded.speaks[batch.window])
@@ -122,7 +122,7 @@ def scores_of(folded: Folded, name: str) -> list[tuple[Scores, Int64]]:
     return out
 
 
-def alerts_of(folded: Folded, name: str, profile: Profile) -> list[Alert]:
+def alerts_of(folded: FoldedBatch, name: str, profile: Profile) -> list[Alert]:
     """The alert events of a batch, each stream's in time order; to be called once, as onsets move on in the headers."""
     found = _found(folded)
     anew = _begun_anew(folded, {event.slot for event in found})
@@ -135,7 +135,7 @@ def alerts_of(folded: Folded, name: str, profile: Profile) -> list[Alert]:
     return sorted(alerts, key=lambda alert: (alert.partition, alert.offset, alert.index))
 
 
-def _found(folded: Folded) -> list[Event]:
+def _found(folded: FoldedBatch) -> list[Event]:
     """What observations opened, updated or resolved."""
     batch, signals = folded.batch, folded.table.scorer.signals
     return [
@@ -152,7 +152,7 @@ def _found(folded: Folded) -> list[Event]:
     ]
 
 
-def _begun_anew(folded: Folded, changed: set[int]) -> list[Event]:
+def _begun_anew(folded: FoldedBatch, changed: set[int]) -> list[Event]:
     """Ends of alerts whose stream begins anew, by a control record or after a long silence; only where one may be open.
 
     They carry the figures of the row that was wiped: this event may be the only one of the alert that a reader keeps.
@@ -178,7 +178,7 @@ def _begun_anew(folded: Folded, changed: set[int]) -> list[Event]:
     ]
 
 
-def _note_onsets(folded: Folded, events: Sequence[Event]) -> list[tuple[Event, Onset]]:
+def _note_onsets(folded: FoldedBatch, events: Sequence[Event]) -> list[tuple[Event, Onset]]:
     """Keep in the headers where alerts begin and that they end; events that may be told, and where theirs began."""
     told = []
     for event in events:
@@ -196,7 +196,7 @@ def _note_onsets(folded: Folded, events: Sequence[Event]) -> list[tuple[Event, O
     return told
 
 
-def _place(folded: Folded, event: Event, onset: Onset) -> AlertPlace:
+def _place(folded: FoldedBatch, event: Event, onset: Onset) -> AlertPlace:
     return AlertPlace(
         folded.partitions[int(folded.share_of[event.window])],
         folded.windows.stream_ids[event.window],

@@ -22,7 +22,7 @@ import torch
 from models.config import HiddenOnSwap
 from models.step import Scorer, StepScores, Wanted, wants_evidence
 from models.tail import WARM_UP
-from pipeline.emission import Ending, Endings, Folded, alerts_of, scores_of
+from pipeline.emission import Ending, Endings, FoldedBatch, alerts_of, scores_of
 from pipeline.errors import ConfigurationError, DamagedSnapshot, RowAhead, UnknownSnapshot, VersionError
 from pipeline.observations import Detail, Observations, join, lay_out, turns
 from pipeline.profile import Profile
@@ -305,7 +305,7 @@ class Engine:
         emit_from = np.array([share.emit_from for share in shares], dtype=np.int64)[share_of]
         speaks = taken & ~windows.silent & (windows.offsets >= emit_from)
         partitions = [share.partition for share in shares]
-        folded = Folded(table, partitions, windows, batch, share_of, speaks, partial, endings)
+        folded = FoldedBatch(table, partitions, windows, batch, share_of, speaks, partial, endings)
         emitted = scores_of(folded, self.name)
         alerts = alerts_of(folded, self.name, self.profile)
         return Absorbed(

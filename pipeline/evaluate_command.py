@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         Arguments that do not go together, recordings that cannot be read or judged, or a file that cannot be written.
     """
     apply_threads()
-    console = Console()
+    console = Console(emoji=False)
     _refuse(args)
     if args.compare is not None:
         return _compare(args, console)

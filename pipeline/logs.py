@@ -30,8 +30,8 @@ class KeyValueFormatter(logging.Formatter):
 class Repeats(logging.Filter):
     """Lets a warning through once a minute, with how many like it were held back.
 
-    Alike are equal texts, and of the Kafka client all from one line of its code: while a broker is away it writes ten a
-    second, each with another number in it.
+    Alike are equal texts, and of the Kafka client all from one line of its code, errors too: while a broker is away it
+    writes ten a second, each with another number in it.
     """
 
     def __init__(self) -> None:
@@ -43,16 +43,18 @@ class Repeats(logging.Filter):
         if record.levelno < logging.WARNING:
             return True
         is_client = record.name.partition(".")[0] == "kafka"
-        alike = (record.name, record.lineno if is_client else record.getMessage())
+        if record.levelno >= logging.ERROR and not is_client:
+            return True
+        alike = (record.name, record.lineno if is_client else (str(record.msg), repr(record.args)))
         begun_s, held = self._since.get(alike, (-math.inf, 0))
-        if record.created - begun_s < REPEAT_S:
+        if 0 <= record.created - begun_s < REPEAT_S:  # a clock that was set back holds nothing back
             self._since[alike] = begun_s, held + 1
             return False
         if len(self._since) >= MAX_REPEATS:
             self._since.clear()
         self._since[alike] = record.created, 0
-        if held:
-            record.msg, record.args = f"{record.getMessage()} ({held} more like it since)", ()
+        if held and isinstance(record.args, tuple):
+            record.msg, record.args = f"{record.msg} (%d more like it since)", (*record.args, held)
         return True
 
 

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from pipeline.clock import Clock
 from pipeline.errors import DecodeError
 from pipeline.messages import Messages
@@ -153,8 +155,7 @@ def _spans_ms(windows: Windows, interval_s: float | None) -> list[float]:
     ends = windows.lengths.cumsum()
     spans = []
     for begin, end in zip((ends - windows.lengths).tolist(), ends.tolist(), strict=True):
-        steps = end - begin - 1
-        covered_ms = float(windows.times_ms[end - 1] - windows.times_ms[begin]) if steps > 0 else 0.0
-        last_ms = covered_ms / steps if steps > 0 else 1000 * (interval_s or 0.0)
-        spans.append(covered_ms + last_ms)
+        steps_ms = np.diff(windows.times_ms[begin:end])
+        last_ms = 1000 * (interval_s or 0.0) or (float(np.median(steps_ms)) if len(steps_ms) else 0.0)
+        spans.append(float(steps_ms.sum()) + last_ms)
     return spans

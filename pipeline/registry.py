@@ -36,7 +36,7 @@ from models.pretrained import BUILTIN, MANIFEST_FILE, WEIGHTS_FILE, Weights, bui
 from models.row import RowLayout
 from models.step import Scorer
 from pipeline import __version__
-from pipeline.clock import SystemClock
+from pipeline.clock import Clock, SystemClock
 from pipeline.errors import RegistryAway, VersionError
 
 FOLD_FILE = "fold.json"
@@ -88,8 +88,8 @@ class Decision:
 class Registry:
     """The versions of all profiles in one folder; safe for several processes at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, clock: Clock | None = None) -> None:
+        self._folder, self._clock = folder, clock or SystemClock()
 
     def publish(self, profile: str, weights: Weights, fold: FoldConfig, form: Form | None = None) -> str:
         """Write a version, whole or not at all; returns its name, 12 hex digits.
@@ -219,13 +219,12 @@ class Registry:
         before = self.current(profile)
         if version != before:
             self.serve(profile, version)
-            if before is not None:
-                reason = "other settings, another predictor, or a release of another row layout"
-                now_ms = SystemClock().wall_ms()
-                self.note(profile, Decision(now_ms, "configured", version, "settings", before, reason))
         origin = _origin(predictor, base_weights(predictor, scope))
         if origin != self._named_origin(profile):
             self._put(self._folder / profile / "predictor", origin)
+        if before not in (None, version):
+            reason = "other settings, another predictor, or a release of another row layout"
+            self.note(profile, Decision(self._clock.wall_ms(), "configured", version, "settings", before, reason))
         return version
 
     def wanted(self, profile: str, predictor: str, fold: FoldConfig, scope: Scope | None = None) -> Weights:

@@ -3,12 +3,12 @@
 Silence depends on a clock and on no record, so it cannot be part of the fold: it is found by a monitor beside it, is
 outside the exactly-once promise, and may be said twice, under the same alert id.
 
-A stream counts as silent when its last record is longer ago than ``max(min_silence_s, gaps * mean gap, gaps * span of
-its last window, 1.5 * longest pause)``, once ``MIN_GAPS`` gaps are known. The span stands for the gaps where a backlog
-is written at once: when that is over, windows of an hour come hourly. The mean follows about the last 50 gaps. The
-longest pause fades by half every week, so a machine that rests at night is missed on its first evening, and from then
-on only when it oversleeps. Irregular streams have long pauses beside their mean gap, and by that a patience of their
-own.
+A stream counts as silent when its last record is longer ago than ``max(min_silence_s, gaps * mean gap, gaps * mean span
+of its windows, 1.5 * longest pause)``, once ``MIN_GAPS`` gaps are known. The span stands for the gaps where a backlog
+is written at once: when that is over, windows of an hour come hourly. The means follow about the last 50 gaps and
+windows. The longest pause fades by half every week, so a machine that rests at night is missed on its first evening,
+and from then on only when it oversleeps. Irregular streams have long pauses beside their mean gap, and by that a
+patience of their own.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class _Stream:
     mean_ms: float = 0.0
     pause_ms: float = 0.0
     span_ms: float = 0.0
+    windows: int = 0
     alert: Alert | None = None
     ended: str = ""  # id of the last alert that this process ended: its beginning may be read back after its end
 
@@ -53,7 +54,10 @@ class _Stream:
             usual = min(float(gap), 10 * self.mean_ms) if self.gaps > 1 else float(gap)
             self.mean_ms += (usual - self.mean_ms) / min(self.gaps, MEAN_OF)
             self.last_ms = record_ms
-        self.partition, self.offset, self.heard_s, self.span_ms = partition, offset, now_s, span_ms
+        self.windows += 1
+        usual = min(span_ms, 10 * self.span_ms) if self.windows > 1 else span_ms
+        self.span_ms += (usual - self.span_ms) / min(self.windows, MEAN_OF)
+        self.partition, self.offset, self.heard_s = partition, offset, now_s
 
     def is_ended_by(self, partition: Partition, offset: int, record_ms: int) -> bool:
         """Whether a record came after the silence began; a lookback brings those from before it once more.
@@ -113,8 +117,7 @@ class Silence:
         record_ms
             Its Kafka timestamp, by which gaps are measured.
         span_ms
-            Event time that the window stands for, its last interval included; what lies beyond ``idle_reset_s`` is not
-            believed.
+            Event time that the window stands for, its last interval included; one beyond ``idle_reset_s`` counts as 0.
         now_s
             When we read it (monotonic), by which silence is measured: a producer's clock may be wrong, ours may be set.
         """
@@ -125,7 +128,8 @@ class Silence:
                 return None
             self._streams[profile, stream_id] = _Stream(profile, partition, offset, now_s, record_ms)
             return None
-        stream.hear(partition, offset, record_ms, min(span_ms, self._idle_ms[profile]), now_s)
+        believed_ms = span_ms if span_ms <= self._idle_ms[profile] else 0.0
+        stream.hear(partition, offset, record_ms, believed_ms, now_s)
         return _end(stream, record_ms) if stream.is_ended_by(partition, offset, record_ms) else None
 
     def forget(

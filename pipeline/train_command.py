@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
     make_writable(args.out)
     began_s = time.monotonic()
     with joined(args.device) as peers:
-        console = Console(highlight=False, soft_wrap=True, quiet=not peers.is_first)
+        console = Console(highlight=False, soft_wrap=True, emoji=False, quiet=not peers.is_first)
         try:
             split = split_of([series_of(stream, profile) for stream in streams], predictor.scope, _plan(args))
             if args.search > 0:

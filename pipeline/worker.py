@@ -55,9 +55,9 @@ class Pace:
     Attributes
     ----------
     group, start, commit_interval_s, max_uncommitted_records, max_poll_records
-        As in :class:`pipeline.settings.Kafka`.
+        As in :class:`pipeline.connections.Kafka`.
     save_interval_s, max_watermark_age_s
-        As in :class:`pipeline.settings.Redis`.
+        As in :class:`pipeline.connections.Redis`.
     min_images_per_commit
         Unsaved rows copied at every commit, where there are so many.
     saves_wait_s

@@ -58,7 +58,7 @@ class EventCounts:
     delays
         Rows from the beginning of each found event to its first alarm.
     days
-        Stream days that were judged; ``normal_days`` of them outside events.
+        Stream days that were judged; ``normal_days`` of them outside events, ``alarmed_days`` of those under an alarm.
     """
 
     events: int
@@ -68,6 +68,7 @@ class EventCounts:
     delays: tuple[int, ...]
     days: float
     normal_days: float
+    alarmed_days: float
 
     @property
     def recall(self) -> float:
@@ -93,6 +94,11 @@ class EventCounts:
     def false_alarms_per_day(self) -> float:
         """False-alarm episodes per stream and day outside events; NaN without such days."""
         return self.false_episodes / self.normal_days if self.normal_days > 0 else float("nan")
+
+    @property
+    def normal_share_alarmed(self) -> float:
+        """Share of the normal days under an alarm: what an alert that never ends costs; NaN without such days."""
+        return self.alarmed_days / self.normal_days if self.normal_days > 0 else float("nan")
 
 
 def episodes_of(opened: Bool, alarmed: Bool, labels: Labels) -> list[Episode]:
@@ -139,6 +145,7 @@ def count_events(labels: Labels, opened: Bool, alarmed: Bool, judged_from: int, 
         tuple(delays),
         len(labels) * days_per_row,
         normal * days_per_row,
+        int((alarmed & ~labels).sum()) * days_per_row,
     )
 
 
@@ -153,6 +160,7 @@ def together(counts: Iterable[EventCounts]) -> EventCounts:
         tuple(delay for part in parts for delay in part.delays),
         sum(part.days for part in parts),
         sum(part.normal_days for part in parts),
+        sum(part.alarmed_days for part in parts),
     )
 
 

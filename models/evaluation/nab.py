@@ -156,6 +156,6 @@ def _gains(file: NabFile, costs: Costs) -> _Gains:
 def _past_window(rows: npt.NDArray[np.int64], windows: Sequence[Window]) -> Float:
     """How many widths each row lies behind the last window before it."""
     past = np.full(len(rows), FAR)
-    for first, last in windows:
+    for first, last in sorted(windows):
         past[last + 1 :] = (rows[last + 1 :] - last) / max(1.0, last - first)
     return past

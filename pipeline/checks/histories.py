@@ -43,7 +43,9 @@ def _check_history(
         except DecodeError as exc:
             yield warning(SUBJECT, f"{name}: {exc}: such partitions begin anew; does another program use this group?")
     there = named.intersection(registry.versions(name))
-    gone, refused = sorted(named - there - _published_at_start(name, profile, registry)), []
+    missing = named - there
+    coming = missing & _published_at_start(name, profile, registry) if missing else set()
+    gone, refused = sorted(missing - coming), []
     for version in sorted(there):
         try:
             registry.load(name, version)
@@ -62,7 +64,13 @@ def _check_history(
             f"{name}: what these versions scored cannot be folded again, so streams of partitions that did not stop "
             "cleanly warm up once more:\n" + "\n".join(refused),
         )
-    if named and not gone and not refused:
+    if coming:
+        yield warning(
+            SUBJECT,
+            f"{name}: version {', '.join(coming)} scored what is committed and is not there; the first worker "
+            "publishes it. Right where the profile was renamed; else registry.folder is not the workers' one",
+        )
+    if named and named == there and not refused:
         yield ok(SUBJECT, f"{name}: {len(offsets)} partitions committed; every version they name is there")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from pipeline.records import ANOMALOUS, OPENED, Float32
 Kind = Literal["chain", "random", "river"]
 GAUSSIAN_WINDOW = 500
 LEAST_SIGMA = 1e-6
+LEAST_TAIL = 1e-17  # below what float64 can lack of 1
 HST_SEED = 1
 
 
@@ -110,7 +112,10 @@ def _trees(values: Float32) -> Float32:
 
 
 def gaussian_scores(values: Float32) -> Float32:
-    """The largest of the features' scores, each with a detector of its own."""
+    """The largest of the features' scores, each with a detector of its own, as -log10 of what they lack of 1.
+
+    The same order: from 5.6 deviations on river's score is 1 in float32, and the strongest outliers would tie.
+    """
     out = np.zeros(len(values), np.float32)
     for column in values.T:
         out = np.maximum(out, _gaussian_of_one(column))
@@ -132,8 +137,9 @@ def _gaussian_of_one(values: Float32) -> Float32:
         if detector.gaussian.n_samples >= detector.grace_period:
             sigma = detector.gaussian.sigma
             if isinstance(sigma, complex) or sigma < LEAST_SIGMA:
-                out[row] = abs(x - detector.gaussian.mu) > LEAST_SIGMA
+                score = float(abs(x - detector.gaussian.mu) > LEAST_SIGMA)
             else:
-                out[row] = detector.score_one(None, x)
+                score = detector.score_one(None, x)
+            out[row] = -math.log10(max(1.0 - score, LEAST_TAIL))
         detector.learn_one(None, x)
     return out

@@ -231,7 +231,9 @@ def _attribution(item: LabelledSeries, track: Track) -> Attribution:
     at_alarms, at_highest = [], []
     for cause in item.root_causes:
         rows = np.arange(cause.first, cause.last + 1)
-        named = [numbers[name] for name in cause.features]
+        named = [numbers[name] for name in cause.features if name in numbers]
+        if not named:  # experts may name a column that is no number, and so no feature
+            continue
         score, alarmed = _filled(track.score)[rows], track.verdict[rows] == ANOMALOUS
         at_highest.append(_shown(track, rows[np.argmax(score)], named))
         if alarmed.any():

@@ -133,7 +133,8 @@ class LabelledSeries:
         clean, prefix = self.plan.clean, self.stream.train_prefix
         end = 0
         if clean == "prefix" and prefix is not None:
-            end = min(prefix, len(self.stream))
+            labelled = np.flatnonzero(self.labels[:prefix])
+            end = int(labelled[0]) if len(labelled) else min(prefix, len(self.stream))
         elif clean == "unlabelled" and not self.labels.any():
             end = len(self.stream)
         return slice(WARM_UP_ROWS, max(WARM_UP_ROWS, end))

@@ -153,6 +153,11 @@ MEASURES = (
         "false alarms per stream and day",
         _of_events("production", "false_alarms_per_day"),
     ),
+    Measure(
+        "normal_share_alarmed",
+        "share of normal time under an alarm",
+        _of_events("production", "normal_share_alarmed"),
+    ),
     *(Measure(f"recall_at_{name}", f"events found at {name}", _recall(name)) for name in BUDGETS),
     *(
         Measure(

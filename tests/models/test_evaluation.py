@@ -51,14 +51,22 @@ def test_nab_is_100_for_a_perfect_detector_and_0_for_a_silent_one(profile):
     assert nab_score([silent], profile).threshold == math.inf
 
 
-def test_nab_score_of_a_late_a_missed_and_a_false_detection_is_that_of_the_papers_equations():
+@pytest.mark.parametrize(
+    ("profile", "false_positive", "false_negative"),
+    [("standard", 0.11, 1.0), ("low_fp", 0.22, 1.0), ("low_fn", 0.11, 2.0)],
+)
+def test_nab_score_of_a_late_a_missed_and_a_false_detection_is_that_of_the_papers_equations(
+    profile, false_positive, false_negative
+):
     """One window met late, one missed, one false positive just behind a window: by the paper's equations."""
     windows = ((400, 499), (700, 799))
     scores = spikes(1000, 450, 509)
     reward = (2 / (1 + math.exp(5 * -(499 - 450 + 1) / 100)) - 1) / (2 / (1 + math.exp(-5)) - 1)
-    penalty = 0.11 * (2 / (1 + math.exp(5 * (509 - 499) / 99)) - 1)
-    raw = reward - 1.0 + penalty
-    assert nab_score([NabFile("file", scores, windows)]).score == pytest.approx(100 * (raw + 2) / 4)
+    penalty = false_positive * (2 / (1 + math.exp(5 * (509 - 499) / 99)) - 1)
+    raw, null = reward - false_negative + penalty, -2 * false_negative
+    assert nab_score([NabFile("file", scores, windows)], profile).score == pytest.approx(
+        100 * (raw - null) / (2 - null)
+    )
 
 
 def test_nab_counts_the_first_detection_of_a_window_once():
@@ -232,6 +240,18 @@ def test_perfect_and_silent_detectors_of_events():
     assert (perfect.recall, perfect.precision, perfect.f1, perfect.delays) == (1.0, 1.0, 1.0, (0, 0))
     assert (silent.recall, silent.f1, silent.false_alarms_per_day) == (0.0, 0.0, 0.0)
     assert math.isnan(silent.precision)
+
+
+def test_a_detector_that_never_stops_alarming_is_told_by_the_normal_time_it_takes():
+    """Its one alert meets every event and is true: recall and precision alone would call it perfect."""
+    labels = np.zeros(1000, np.bool_)
+    labels[200:210] = labels[600:610] = True
+    always, begin = np.ones(1000, np.bool_), np.arange(1000) == 0
+    counts = count_events(labels, begin, always, 0, 1.0)
+    assert (counts.recall, counts.precision, counts.normal_share_alarmed) == (1.0, 1.0, 1.0)
+    perfect = count_events(labels, np.diff(labels, prepend=False) & labels, labels, 0, 1.0)
+    assert perfect.normal_share_alarmed == 0.0
+    assert together([counts, perfect]).normal_share_alarmed == 0.5
 
 
 def test_alarms_in_one_row_of_a_long_event_are_not_spread_over_it():

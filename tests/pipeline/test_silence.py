@@ -89,6 +89,18 @@ def test_a_backlog_written_at_once_says_nothing_about_the_rhythm() -> None:
     assert len(story.check()) == 1
 
 
+def test_one_window_across_an_outage_does_not_hide_the_silence_that_follows() -> None:
+    """A gateway that was away for hours sends one window of two observations, and then its stream dies."""
+    story = Story(idle_reset_s=86_400.0)
+    for _ in range(40):
+        story.now += MINUTE
+        assert story.hear(span_ms=MINUTE) is None
+    story.now += 180 * MINUTE
+    story.hear(span_ms=360 * MINUTE)
+    story.now += 6 * 60 * MINUTE
+    assert len(story.check()) == 1
+
+
 def test_its_alert_passes_the_wire() -> None:
     """It has no score; readers of the alerts topic must be able to take it all the same."""
     story = Story()
