@@ -16,8 +16,7 @@ the rate actually offered); and path_stages, each worker stage's share of the pa
 
 --json writes {"t1": {...}, "t16": {...}, "machine": {...}, "versions": {...}}. The figures directly under t1 and t16
 are for the full "single" row (fast weights, time-of-day memory); t1.jump and t1.light hold engine, model, path and
-their ratios for the "jump" row and the light row (whose model has hidden size 32). Null: not
-measured.
+their ratios for the "jump" row and the light row (whose model has hidden size 32). Null means not measured.
 
 [kafka], [redis] and [engine] of the settings count. Where these name both servers (or KAFKA_BOOTSTRAP_SERVERS and
 REDIS_URL do), those are used, else embedded ones. Topics, groups and keys of the benchmark have names of their own and

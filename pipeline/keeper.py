@@ -66,30 +66,30 @@ class Keeper:
         self._last_images_s = now
         jobs = []
         for engine in self._engines.values():
-            for rows in engine.tables():
-                mine = {p: s for p, s in partitions.items() if s.is_folding and engine.version_of(p) == rows.version}
-                quota = None if everything else rows.save_quota(share, self._min_images_per_commit)
-                jobs.extend(self._jobs(rows, mine, quota, everything))
+            for table in engine.tables():
+                mine = {p: s for p, s in partitions.items() if s.is_folding and engine.version_of(p) == table.version}
+                quota = None if everything else table.save_quota(share, self._min_images_per_commit)
+                jobs.extend(self._jobs(table, mine, quota, everything))
         return jobs
 
     def _jobs(
-        self, rows: ResidentRows, partitions: Mapping[Partition, PartitionState], quota: int | None, everything: bool
+        self, table: ResidentRows, partitions: Mapping[Partition, PartitionState], quota: int | None, everything: bool
     ) -> list[SaveJob]:
         boundaries = {partition: state.next for partition, state in partitions.items()}
-        images = {image.partition: image for image in rows.images(boundaries, quota)}
+        images = {image.partition: image for image in table.images(boundaries, quota)}
         for partition, boundary in boundaries.items():
-            resident = rows.slots_of.get(partition, {})  # who came back since the sweep is saved, not deleted
+            resident = table.slots_of.get(partition, {})  # who came back since the sweep is saved, not deleted
             deletions = [stream for stream in self._deletions.pop(partition, []) if stream not in resident]
             if partition not in images and (everything or deletions):
-                images[partition] = rows.empty_image(partition, boundary)
+                images[partition] = table.empty_image(partition, boundary)
             if deletions:
                 image = images[partition]
                 images[partition] = replace(image, deletions=image.deletions + deletions)
-        return [self._job(partitions[partition], image, rows) for partition, image in images.items()]
+        return [self._job(partitions[partition], image, table) for partition, image in images.items()]
 
-    def _job(self, state: PartitionState, image: Image, rows: ResidentRows) -> SaveJob:
+    def _job(self, state: PartitionState, image: Image, table: ResidentRows) -> SaveJob:
         assert state.owned is not None
-        return SaveJob(state.owned, image, rows)
+        return SaveJob(state.owned, image, table)
 
     def submit(self, jobs: list[SaveJob]) -> None:
         """Save these behind the work: their boundary is committed."""
@@ -108,7 +108,7 @@ class Keeper:
             owned = result.job.owned
             state = partitions.get(owned.key.partition)
             if result.error is None:
-                result.job.rows.confirm_saved(result.job.image)
+                result.job.table.confirm_saved(result.job.image)
             elif state is not None and state.owned is owned:
                 raise result.error
 
@@ -126,8 +126,8 @@ class Keeper:
     def unsaved_age_s(self) -> float:
         """Seconds for which the oldest state not yet saved has been waiting, on the device or on its way."""
         now = self._clock.monotonic()
-        tables = [rows for engine in self._engines.values() for rows in engine.tables()]
-        return max([self.behind_s(), *(rows.unsaved_age_s(now) for rows in tables)])
+        tables = [table for engine in self._engines.values() for table in engine.tables()]
+        return max([self.behind_s(), *(table.unsaved_age_s(now) for table in tables)])
 
     @property
     def is_saving(self) -> bool:

@@ -20,11 +20,11 @@ PING_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class SaveJob:
-    """An image whose boundary is committed, and whose it is. ``rows`` learns of the acknowledgement."""
+    """An image whose boundary is committed, and whose it is. ``table`` learns of the acknowledgement."""
 
     owned: Ownership
     image: Image
-    rows: ResidentRows
+    table: ResidentRows
 
 
 @dataclass(frozen=True, slots=True)

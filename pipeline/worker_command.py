@@ -8,6 +8,7 @@ import logging
 from pipeline.errors import TransientError
 from pipeline.health import Health
 from pipeline.metrics import Metrics
+from pipeline.partition import Phase
 from pipeline.profile import alarm_every_s
 from pipeline.settings import Settings
 from pipeline.settings_option import add_settings_option
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         logger.info("http address=%s", health.address)
         worker = _connected(settings, metrics, health, stopping)
         if worker is not None:
-            serve(worker, metrics, health, stopping)
+            _work(worker, metrics, health, stopping)
     return 0
 
 
@@ -51,16 +52,22 @@ def _connected(settings: Settings, metrics: Metrics, health: Health, stopping: S
     return None
 
 
-def serve(worker: Worker, metrics: Metrics, health: Health, stopping: Stopping) -> None:
+def _work(worker: Worker, metrics: Metrics, health: Health, stopping: Stopping) -> None:
     """Step until told to stop; what ends it otherwise is not worked up: start-up is the recovery."""
     settle_memory()
     try:
         while not stopping.is_asked:
             worker.step()
             health.beat()
-            health.set_ready(worker.waiting_for is None, worker.waiting_for or "serving")
+            health.set_ready(worker.waiting_for is None, worker.waiting_for or doing(worker))
             metrics.show(worker.status())
     except BaseException:
         worker.abandon()
         raise
     worker.stop()
+
+
+def doing(worker: Worker) -> str:
+    """What readiness says of a worker that waits for nobody: a rebuild of rows can take minutes, without a score."""
+    replaying = sum(state.phase is Phase.REPLAYING for state in worker.partitions.values())
+    return f"replaying {replaying} of {len(worker.partitions)} partitions" if replaying else "serving"

@@ -27,7 +27,7 @@ from pipeline.learning.course import Course
 from pipeline.profile import Profile
 from pipeline.records import Partition, Windows
 from pipeline.registry import Decision, Registry
-from pipeline.settings import LearnerSettings as Rules
+from pipeline.settings import LearnerSettings
 
 STREAMS, INTERVAL_MS, START_MS = 8, 600_000, 1_767_225_600_000
 BEFORE, AFTER, SPOILED = 18, 24, 7
@@ -45,7 +45,7 @@ SHOWN = {
     "rolled back": "#b3261e",
 }
 """Events in the picture, with their colours."""
-RULES = Rules(
+RULES = LearnerSettings(
     stretch=48,
     reservoir=256,
     batch=8,

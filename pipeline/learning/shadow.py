@@ -64,9 +64,9 @@ class Shadow(Offline):
 
     def forget(self, stream_id: str) -> None:
         """Give up a stream's row."""
-        rows = self._engine.table(self.version)
-        for partition in list(rows.slots_of):
-            rows.release(partition, stream_id)
+        table = self._engine.table(self.version)
+        for partition in list(table.slots_of):
+            table.release(partition, stream_id)
 
     def absorb(self, parts: Mapping[Partition, Windows]) -> tuple[Absorbed, int]:
         """Fold a batch; its scores, and how many alarms it opened."""

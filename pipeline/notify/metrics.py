@@ -23,7 +23,9 @@ class NotifyMetrics:
             "anomaly_notification_oldest_seconds", "For how long the event in hand has been tried.", registry=registry
         )
         self._lag = Gauge(
-            "anomaly_notification_lag_records", "Records of the alerts topic that were not read yet.", registry=registry
+            "anomaly_notification_lag_records",
+            "Records of the alerts topic not read yet, when last asked.",
+            registry=registry,
         )
         for outcome in OUTCOMES:
             self._notifications.labels(outcome)

@@ -212,6 +212,15 @@ def test_batch_mates_do_not_matter(config):
     assert torch.equal(one[:, 0], two[:, 0])
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_the_number_of_batch_mates_does_not_matter(config):
+    """Alone or among four: other shapes may round otherwise, within what a decision forgives."""
+    scorer = scorer_of(config)
+    x = torch.randn(24, 4, config.features, generator=torch.Generator().manual_seed(5)).cumsum(0)
+    among, alone = (fold(scorer, scorer.rows(values.shape[1]), values, 0, 24) for values in (x, x[:, :1]))
+    torch.testing.assert_close(alone[:, 0], among[:, 0], atol=1e-3, rtol=1e-3, equal_nan=True)
+
+
 def _spikes(x: Tensor) -> Tensor:
     x[10:] *= 1e30
     return x

@@ -16,8 +16,10 @@ from pipeline.partition import Phase, from_offset
 from pipeline.records import Partition
 from pipeline.sources.base import CommittedOffset
 from pipeline.sources.memory import MemorySource
+from pipeline.state.memory import MemoryStateStore
 from pipeline.wire import encode_packed
 from pipeline.worker import Worker
+from pipeline.worker_command import doing
 from tests.builders import (
     GROUP,
     INTERVAL_MS,
@@ -144,6 +146,23 @@ def test_a_registry_that_is_away_delays_a_new_partition_and_nothing_else() -> No
     send(world, TWO, 10)
     world.run(worker)
     assert len(world.output().scores) == 120
+
+
+def test_readiness_says_that_rows_are_rebuilt() -> None:
+    """Redis came back empty: for minutes nothing is scored, and "serving" would send people to look elsewhere."""
+    world = World(partitions=1, pace=make_pace(max_poll_records=10))
+    send(world, ONE, 40)
+    worker = world.worker()
+    world.run(worker)
+    world.crash(worker)
+    worker.abandon()
+    world.store = MemoryStateStore()
+    worker, said = world.worker(), list[str]()
+    for _ in range(20):
+        worker.step()
+        said.append(doing(worker))
+    assert "replaying 1 of 1 partitions" in said
+    assert said[-1] == "serving"
 
 
 def test_latest_start_reads_what_came_to_a_new_partition_before_the_group_saw_it() -> None:
