@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         logger.info("http address=%s", health.address)
         worker = _connected(settings, metrics, health, stopping)
         if worker is not None:
-            _work(worker, metrics, health, stopping)
+            work(worker, metrics, health, stopping)
     return 0
 
 
@@ -52,7 +52,7 @@ def _connected(settings: Settings, metrics: Metrics, health: Health, stopping: S
     return None
 
 
-def _work(worker: Worker, metrics: Metrics, health: Health, stopping: Stopping) -> None:
+def work(worker: Worker, metrics: Metrics, health: Health, stopping: Stopping) -> None:
     """Step until told to stop; what ends it otherwise is not worked up: start-up is the recovery."""
     settle_memory()
     try:

@@ -17,7 +17,7 @@ from pipeline.sources.base import CommittedOffset
 from pipeline.state.codec import decode_headers
 from pipeline.wire import encode_control, encode_packed
 from pipeline.worker import Worker
-from pipeline.worker_command import serve
+from pipeline.worker_command import work
 from tests.builders import (
     GROUP,
     INTERVAL_MS,
@@ -620,7 +620,7 @@ def test_what_ends_a_worker_in_the_middle_of_a_step_is_neither_committed_nor_sav
     world.broker.interrupt = signalled
     metrics = Metrics()
     with Health("127.0.0.1", 0, metrics.registry) as health, pytest.raises(SystemExit):
-        serve(world.worker(), metrics, health, _NotAsked())
+        work(world.worker(), metrics, health, _NotAsked())
     world.broker.interrupt = lambda step: None
     world.run(world.worker())
     assert_same_output(world.output(), _expected(fill).output())
