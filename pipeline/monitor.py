@@ -152,10 +152,8 @@ class Monitor:
 
 def _spans_ms(windows: Windows, interval_s: float | None) -> list[float]:
     """Event time that each window stands for: its observations, each with the interval behind it; 0 where not known."""
-    ends = windows.lengths.cumsum()
-    spans = []
-    for begin, end in zip((ends - windows.lengths).tolist(), ends.tolist(), strict=True):
-        steps_ms = np.diff(windows.times_ms[begin:end])
-        last_ms = 1000 * (interval_s or 0.0) or (float(np.median(steps_ms)) if len(steps_ms) else 0.0)
-        spans.append(float(steps_ms.sum()) + last_ms)
-    return spans
+    ends, steps = windows.lengths.cumsum(), np.maximum(windows.lengths - 1, 0)
+    edges = np.append(windows.times_ms, 0)  # a window without observations may stand at the end
+    covered = np.where(steps > 0, edges[ends - 1] - edges[ends - windows.lengths], 0).astype(np.float64)
+    last = covered / np.maximum(steps, 1) if interval_s is None else np.where(windows.lengths > 0, 1000 * interval_s, 0)
+    return list((covered + last).tolist())

@@ -14,7 +14,7 @@ from pipeline.records import Alert, Partition, Record, StoredRecord
 from pipeline.settings import Settings
 from pipeline.silence import MIN_GAPS, Silence
 from pipeline.topics.base import Instant, Offset, Place
-from pipeline.wire import decode_alert, encode_alert, encode_packed
+from pipeline.wire import decode_alert, encode_alert, encode_control, encode_packed
 from pipeline.wiring import build_messages
 from tests.alerts import make_alert
 
@@ -160,3 +160,17 @@ def test_only_silences_that_were_not_ended_are_taken_over(event: str) -> None:
     site.monitor = site.started()
     site.pass_time(2, speaks=False)
     assert site.silent() == (event == "opened")
+
+
+def test_after_a_backlog_the_next_window_is_awaited_for_as_long_as_windows_are() -> None:
+    """Thirty windows of an hour are written in three seconds, a goodbye of another stream between them."""
+    site = Site()
+    for number in range(30):
+        site.clock.now_ms += 100
+        times_ms = site.clock.now_ms - HOUR * (30 - number) + MINUTE * np.arange(60)
+        site.inputs.write("pump-1", encode_packed("pump-1", times_ms, np.ones((60, 1), np.float32)))
+        site.inputs.write("pump-2", encode_control("pump-2", "forget"))
+    site.pass_time(9 * 60, speaks=False)
+    assert site.said() == []
+    site.pass_time(2 * 60, speaks=False)
+    assert [alert.event for alert in site.said()] == ["opened"]
